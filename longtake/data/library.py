@@ -126,7 +126,8 @@ class Library:
     def audio(self, row: int) -> np.ndarray:
         """The row's sound: float32 (frames, S) in [-1, 1], S samples a frame."""
         item, per_frame = self.rows[row], self.header.samples_per_frame
-        assert item.audio is not None and per_frame is not None
+        assert item.audio is not None
+        assert per_frame is not None
         wave = video.read_audio(self.path / item.audio, rate=round(per_frame * self.fps))
         out = np.zeros(item.frames * per_frame, np.float32)
         out[: min(len(wave), len(out))] = wave[: len(out)]

@@ -1,0 +1,23 @@
+"""The systems, one folder a paper."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+from longtake.errors import UserError
+from longtake.systems.base import System
+
+REGISTRY = {"tats": "longtake.systems.tats.system:TATS"}
+"""System name -> module:class, imported when asked for."""
+
+
+def system_class(name: str) -> type[System]:
+    """The class of a system.
+
+    Raises:
+        UserError: there is no such system.
+    """
+    if name not in REGISTRY:
+        raise UserError(f"there is no system {name!r}; longtake knows: {', '.join(REGISTRY)}", code=2)
+    module, _, attribute = REGISTRY[name].partition(":")
+    return getattr(import_module(module), attribute)

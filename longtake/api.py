@@ -1,0 +1,148 @@
+"""The Python interface: `load` a model, `generate` a video, save it while it is being made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from longtake.config import from_dict, to_dict
+from longtake.data import video as codec
+from longtake.data.batch import to_uint8
+from longtake.errors import UserError
+from longtake.story import Entry, Story, read_story
+from longtake.systems.base import System
+from longtake.systems.folder import load as load
+
+__all__ = ["Entry", "Story", "Video", "configure", "generate", "load", "read_story"]
+
+Progress = Callable[[int, int], None]
+
+
+class Video:
+    """One or several videos of equal length that are made as they are read; nothing is kept.
+
+    Attributes:
+        system, stories: what makes them and what they show.
+        count, frames_total, fps, size: how many, how long, how fast, (height, width).
+        given: frames at the beginning that were given, not generated; metrics leave them out.
+    """
+
+    def __init__(self, system: System, stories: Sequence[Story], chunk: int | None = None):
+        self.system, self.chunk = system, chunk
+        self.stories = [system.check(story) for story in stories]
+        self.count = len(self.stories)
+        self.frames_total: int = self.stories[0].frames or 0
+        self.fps: float = self.stories[0].fps or system.info.fps
+        self.size = system.info.size
+        self.given = 0
+
+    def chunks(self) -> Iterator[Tensor]:
+        """Float (count, 3, t, H, W) in [-1, 1]; each call makes the same videos again."""
+        return self.system.generate(self.stories, self.chunk)
+
+    def frames(self) -> Iterator[np.ndarray]:
+        """uint8 (count, H, W, 3), frame by frame."""
+        for chunk in self.chunks():
+            for frames in zip(*(to_uint8(one) for one in chunk), strict=True):
+                yield np.stack(frames)
+
+    def tensor(self) -> Tensor:
+        """Everything at once: float (count, 3, T, H, W) in [-1, 1]."""
+        return torch.cat(list(self.chunks()), 2)
+
+    def save(
+        self, path: str | Path, progress: Progress | None = None, sheet: str | Path | None = None, first: int = 0
+    ) -> list[Path]:
+        """Stream to mp4; no half-written file is ever left under a final name.
+
+        Args:
+            path: of the video; several videos become name-000.mp4, name-001.mp4 ...
+            progress: called with (frames done, frames).
+            sheet: also write a contact sheet of evenly spaced frames, one row a video, as PNG.
+            first: number of the first video when several are written in groups; 0 and one video: no number.
+
+        Returns:
+            The files written.
+
+        Raises:
+            UserError: a suffix that cannot be written, a folder that does not exist or is not writable.
+        """
+        paths = self._paths(Path(path), first)
+        shown = set(np.linspace(0, self.frames_total - 1, min(16, self.frames_total)).astype(int).tolist())
+        kept: list[list[np.ndarray]] = [[] for _ in paths]
+        done = 0
+        with ExitStack() as stack:
+            writers = [stack.enter_context(codec.VideoWriter(p, self.fps)) for p in paths]
+            for chunk in self.chunks():
+                for i, (writer, one) in enumerate(zip(writers, chunk, strict=True)):
+                    frames = to_uint8(one)
+                    writer.write(frames)
+                    if sheet:
+                        kept[i] += [frames[j] for j in range(len(frames)) if done + j in shown]
+                done += chunk.shape[2]
+                if progress:
+                    progress(done, self.frames_total)
+        if sheet:
+            codec.write_png(sheet, codec.contact_sheet(np.stack(sum(kept, [])), columns=len(kept[0])))
+        return paths
+
+    def _paths(self, path: Path, first: int) -> list[Path]:
+        if path.suffix.lower() != ".mp4":
+            raise UserError(f"cannot write {path}: choose a name that ends in .mp4", code=2)
+        if not path.parent.is_dir():
+            raise UserError(f"cannot write {path}: there is no folder {path.parent}", code=2)
+        if self.count == 1 and first == 0:
+            return [path]
+        return [path.with_name(f"{path.stem}-{first + i:03d}{path.suffix}") for i in range(self.count)]
+
+
+def generate(
+    model: System | str | Path,
+    frames: int | None = None,
+    *,
+    seconds: float | None = None,
+    seed: int = 0,
+    label: str | None = None,
+    story: Story | str | Path | None = None,
+    videos: int = 1,
+    chunk: int | None = None,
+) -> Video:
+    """Make a video, or several with the seeds seed, seed + 1 ...
+
+    Args:
+        model: a loaded system, or what `load` takes.
+        frames, seconds: the length; one of them, or neither with a story.
+        seed: of the first video.
+        label: a class shown throughout.
+        story: a `Story` or a YAML file; other arguments that are given replace its fields.
+        videos: how many, made together.
+        chunk: frames a chunk; changes memory, never a frame.
+
+    Example:
+        >>> longtake.generate("tats-atari", frames=1024, seed=3).save("out.mp4")  # doctest: +SKIP
+    """
+    system = model if isinstance(model, System) else load(model)
+    told = story if isinstance(story, Story) else read_story(story) if story else Story()
+    if frames is not None or seconds is not None:
+        told = replace(told, frames=frames, seconds=seconds)
+    if label is not None:
+        told = replace(told, timeline=(Entry(label=label), *told.timeline))
+    start = seed if seed or story is None else told.seed
+    return Video(system, [replace(told, seed=start + i) for i in range(videos)], chunk)
+
+
+def configure(system: System, settings: dict) -> System:
+    """Choose generation settings by name, for example {"temperature": 0.9}; returns the system.
+
+    Raises:
+        UserError: a setting this system does not have, or a value of the wrong type.
+    """
+    known = to_dict(system.settings)
+    system.settings = from_dict(system.settings_class, {**known, **settings}, f"settings of {system.name}")
+    return system

@@ -1,0 +1,205 @@
+"""What the commands do: they wire arguments to the library's functions and show progress."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from longtake import api
+from longtake.config import read_yaml
+from longtake.errors import UserError
+from longtake.story import Entry, Story
+from longtake.systems.base import System
+
+console = Console(stderr=True)
+"""Progress goes to stderr; what a command answers goes to stdout."""
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of that name; "auto" is CUDA where there is one, else the CPU.
+
+    Raises:
+        UserError: no such device here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError):
+        raise UserError(f"there is no device {name!r} here; try --device cpu", code=2) from None
+    return device
+
+
+@contextmanager
+def show_progress(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar with time left on a terminal; elsewhere a plain line at every tenth of the way."""
+    begun, told = time.monotonic(), 0
+    if console.is_terminal:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+        with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console) as bar:
+            task = bar.add_task(what, total=None)
+            yield lambda done, total: bar.update(task, completed=done, total=total)
+        return
+
+    def lines(done: int, total: int) -> None:
+        nonlocal told
+        if done * 10 // max(1, total) > told or done == total:
+            told = done * 10 // max(1, total)
+            passed = time.monotonic() - begun
+            left = passed / done * (total - done)
+            text = f"{what} {done}/{total}, {done / max(passed, 1e-9):.1f}/s, {left:.0f} s left"
+            console.print(text, highlight=False, soft_wrap=True)
+
+    yield lines
+
+
+def generate_to_file(args: argparse.Namespace) -> None:
+    """`longtake generate`."""
+    story = _story(args)
+    system = api.load(args.model, pick_device(args.device), getattr(torch, args.dtype))
+    api.configure(system, _settings(args.set))
+    video = api.Video(system, [replace(story, seed=story.seed + i) for i in range(args.videos)])
+    if args.compile:
+        system.compile()
+    batch = args.batch or args.videos
+    written: list[Path] = []
+    for begin in range(0, args.videos, batch):
+        group = api.Video(system, video.stories[begin : begin + batch])
+        sheet = args.sheet if begin == 0 else None
+        with show_progress(f"frames of {group.count} video{'s' * (group.count > 1)}") as progress:
+            written += group.save(args.output, progress, sheet, first=begin, numbered=args.videos > 1)
+    for path in [*written, *([Path(args.sheet)] if args.sheet else [])]:
+        print(path)
+
+
+def _story(args: argparse.Namespace) -> Story:
+    """The story file, if any, with what the command line says on top of it."""
+    story = api.read_story(args.story) if args.story else Story()
+    if args.frames is not None or args.seconds is not None:
+        story = replace(story, frames=args.frames, seconds=args.seconds)
+    if story.frames is None and story.seconds is None:
+        raise UserError("how long? give --frames or --seconds, or a story that says so", code=2)
+    names = ("seed", "fps", "first_frames", "last_frame", "source_video")
+    story = replace(story, **{n: getattr(args, n) for n in names if getattr(args, n) is not None})
+    timed = {n: getattr(args, n) for n in ("label", "prompt", "audio", "states") if getattr(args, n) is not None}
+    return replace(story, timeline=(Entry(**timed), *story.timeline)) if timed else story
+
+
+def _settings(assignments: list[str]) -> dict:
+    """NAME=VALUE pairs as a dict."""
+    settings = {}
+    for text in assignments:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise UserError(f"--set {text}: write it as NAME=VALUE, for example --set top_k=100", code=2)
+        settings[name] = read_yaml(value, f"--set {text}")
+    return settings
+
+
+def reconstruct_to_file(model: str, source: str, output: str, device: str) -> None:
+    """`longtake reconstruct`."""
+    from longtake.report.reconstruct import reconstruct
+
+    system = api.load(model, pick_device(device))
+    with show_progress("frames") as progress:
+        figures = reconstruct(system, source, output, progress)
+    print(f"{output}: PSNR {figures['psnr']:.2f} dB over {figures['frames']:.0f} frames, ", end="")
+    print(f"{figures['codes']:.0f} of {figures['codebook']:.0f} codes used")
+
+
+def sample_library(
+    name: str, output: str, minutes: float, size: int, seed: int, games: list[str] | None, workers: int
+) -> None:
+    """`longtake data sample`."""
+    from longtake.data.samples import sample
+
+    with show_progress("frames recorded") as progress:
+        sample(name, output, minutes=minutes, size=size, seed=seed, games=games, workers=workers, progress=progress)
+    inspect_library(output, None)
+
+
+def prepare_library(args: argparse.Namespace) -> None:
+    """`longtake data prepare`."""
+    from longtake.data.prepare import prepare
+
+    with show_progress("files") as progress:
+        report = prepare(
+            args.source,
+            args.output,
+            size=args.size,
+            fps=args.fps,
+            captions=args.captions,
+            crop=args.crop,
+            test=args.test,
+            by="group" if args.group else "video",
+            split_lists=args.split_lists,
+            min_frames=args.min_frames,
+            layout=args.layout,
+            seed=args.seed,
+            workers=args.workers,
+            progress=progress,
+        )
+    print(report)
+
+
+def inspect_library(library: str, sheet: str | None) -> None:
+    """`longtake data inspect`."""
+    from longtake.data.inspect import inspect
+
+    print(inspect(library, sheet))
+
+
+def train_recipe(args: argparse.Namespace) -> None:
+    """`longtake train`."""
+    from longtake.train.dryrun import describe
+    from longtake.train.loop import Trainer
+    from longtake.train.recipe import read_recipe
+
+    init = dict(_pair(text) for text in args.init)
+    recipe = read_recipe(args.recipe, args.overrides, args.data, args.output, init)
+    if args.dry_run:
+        print(describe(recipe))
+        return
+    Trainer(recipe, args.device).run()
+
+
+def _pair(text: str) -> tuple[str, str]:
+    net, equals, model = text.partition("=")
+    if not equals:
+        raise UserError(f"--init {text}: write it as NETWORK=MODEL, for example --init vqgan=runs/mine", code=2)
+    return net, model
+
+
+def evaluate_model(args: argparse.Namespace) -> None:
+    """`longtake evaluate`."""
+    from longtake.metrics.evaluate import evaluate
+
+    system = api.load(args.model, pick_device(args.device))
+    with show_progress("frames generated") as progress:
+        result = evaluate(
+            system, args.data, args.output, args.videos, args.frames, args.batch, args.seed, progress=progress
+        )
+    for line in result.lines():
+        print(line)
+    print(Path(args.output) / "result.json")
+
+
+def convert_checkpoint(family: str, files: list[str], output: str, fps: float) -> None:
+    """`longtake convert`."""
+    from importlib import import_module
+
+    module = import_module(f"longtake.systems.{family}.convert")
+    system: System = module.convert([Path(f) for f in files], fps)
+    from longtake.systems.folder import save
+
+    save(system, output, card=f"# {family}\n\nConverted from {', '.join(Path(f).name for f in files)}.\n")
+    print(output)

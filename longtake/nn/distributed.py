@@ -1,0 +1,35 @@
+"""The few collective operations that layers need; each does nothing in a single process."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def active() -> bool:
+    """Whether several processes train together."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def all_reduce_sum(x: Tensor) -> Tensor:
+    """The sum of `x` over all processes (in place; equal shapes everywhere)."""
+    if active():
+        dist.all_reduce(x)
+    return x
+
+
+def gather_rows(x: Tensor) -> Tensor:
+    """`x` (N, ...) of all processes behind each other in rank order: (N * processes, ...); equal shapes."""
+    if not active():
+        return x
+    parts = [torch.empty_like(x) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, x.contiguous())
+    return torch.cat(parts)
+
+
+def broadcast(x: Tensor) -> Tensor:
+    """Replaces `x` by that of the first process (in place)."""
+    if active():
+        dist.broadcast(x, src=0)
+    return x

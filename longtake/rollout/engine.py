@@ -1,0 +1,219 @@
+"""Fast decoding: tokens one after another from a transformer, with its weights packed for small batches.
+
+The same mathematics as `Transformer.forward` with a `KVCache`, arranged for speed: a prefill in one pass, then
+steps that touch each weight once, write one cache slot a layer and read only the filled part of the cache.
+Shapes: B rows, n tokens, C width, H heads, D = C / H, L positions, V ids.
+"""
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from longtake.errors import UserError
+from longtake.nn.attention import causal_mask
+from longtake.nn.cache import KVCache
+from longtake.nn.transformer import Block, Transformer
+from longtake.rollout.sampling import SamplingSettings, filter_logits, sample
+
+Precision = Literal["float32", "bfloat16", "int8"]
+PackedLinear = Callable[[Tensor], Tensor]  # (rows, in) -> (rows, out)
+Draw = Callable[[Tensor], Tensor]  # probabilities (B, V) -> ids (B,)
+
+
+def pack_linear(weight: Tensor, bias: Tensor | None, precision: Precision, rows: int) -> PackedLinear:
+    """A linear layer (weight (out, in), bias (out,)) laid out for products with few rows.
+
+    float32 and bfloat16 on a CPU with oneDNN are reordered once into its blocked layout, which a product with
+    1 to 16 rows reads about twice as fast as the plain one. int8 (CPU only) keeps one scale an output channel
+    and quantises the activations on the fly with one scale a call, so rows of a batch agree with single rows
+    only within that rounding. The result is float32 or bfloat16.
+
+    Raises:
+        UserError: int8 on another device than the CPU.
+    """
+    weight = weight.detach()
+    bias = None if bias is None else bias.detach()
+    if precision == "int8":
+        return _pack_int8(weight.float(), None if bias is None else bias.float())
+    dtype = getattr(torch, precision)
+    weight = weight.to(dtype)
+    bias = None if bias is None else bias.to(dtype)
+    if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return lambda x: F.linear(x, weight, bias)
+    if dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return lambda x: F.linear(x, weight, bias)
+    packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), rows)
+    linear = torch.ops.mkldnn._linear_pointwise.default
+    return lambda x: linear(x, packed, bias, "none", [], "")
+
+
+def _pack_int8(weight: Tensor, bias: Tensor | None) -> PackedLinear:
+    if weight.device.type != "cpu":
+        raise UserError("int8 weights work on the CPU only; use bfloat16 on this device.")
+    scales = weight.abs().amax(1).clamp_min(1e-12) / 127
+    zeros = torch.zeros(len(weight), dtype=torch.int64)
+    quantised = torch.quantize_per_channel(weight, scales.double(), zeros, 0, torch.qint8)
+    packed = torch.ops.quantized.linear_prepack(quantised, bias)
+    linear = torch.ops.quantized.linear_dynamic.default
+    # Seven bits for activations: eight overflow the 16-bit sums of CPUs without VNNI.
+    return lambda x: linear(x, packed, True)
+
+
+class _PackedBlock:
+    """The weights of one block."""
+
+    def __init__(self, block: Block, precision: Precision, rows: int):
+        attention, mlp = block.attention, block.mlp
+        self.norm1 = (block.norm1.weight.detach().float(), block.norm1.bias.detach().float())
+        self.norm2 = (block.norm2.weight.detach().float(), block.norm2.bias.detach().float())
+        self.qkv = pack_linear(attention.qkv.weight, attention.qkv.bias, precision, rows)
+        self.out = pack_linear(attention.out.weight, attention.out.bias, precision, rows)
+        self.up = pack_linear(mlp.up.weight, mlp.up.bias, precision, rows)
+        self.down = pack_linear(mlp.down.weight, mlp.down.bias, precision, rows)
+
+
+class Decoder:
+    """A transformer made ready to decode: packed copies of its weights and a static cache.
+
+    Later changes of the transformer's weights are not seen. The residual stream, the norms and (on the CPU,
+    where bfloat16 attention is the slower one) the cache are float32 in every precision.
+
+    Args:
+        transformer: what to decode; its device is used.
+        batch: number of rows B decoded together.
+        precision: of weights and products: "float32", "bfloat16" or "int8" (CPU only).
+    """
+
+    def __init__(self, transformer: Transformer, batch: int, precision: Precision = "float32"):
+        config = transformer.config
+        self.config = config
+        self.heads, self.head_width = config.heads, config.width // config.heads
+        self.scale = self.head_width**-0.5
+        self.tokens = transformer.tokens.weight.detach().float()
+        self.positions = transformer.positions.detach().float()
+        device = self.tokens.device
+        self.blocks = [_PackedBlock(block, precision, batch) for block in transformer.blocks]
+        self.norm = (transformer.norm.weight.detach().float(), transformer.norm.bias.detach().float())
+        self.head = pack_linear(transformer.head.weight, None, precision, batch)
+        self.dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
+        cached = torch.float32 if device.type == "cpu" else self.dtype
+        self.cache = KVCache(
+            config.layers, batch, config.heads, config.block, self.head_width, cached, device
+        )
+
+    @torch.inference_mode()
+    def prefill(self, tokens: Tensor) -> Tensor:
+        """Forget everything, take in `tokens` (B, n) in one pass and return the logits (B, V) of the next one."""
+        self.cache.reset()
+        return self.extend(tokens)
+
+    @torch.inference_mode()
+    def extend(self, tokens: Tensor) -> Tensor:
+        """Take in `tokens` (B, n) behind those held and return the logits (B, V) of the next one.
+
+        Raises:
+            ValueError: more tokens than positions, or another batch size than the cache's.
+        """
+        cache, (B, n) = self.cache, tokens.shape
+        start, end = cache.length, cache.length + n
+        if end > self.config.block or B != cache.batch:
+            raise ValueError(
+                f"This decoder takes {cache.batch} rows of {self.config.block} tokens, not {B} of {end}."
+            )
+        x = (self.tokens[tokens] + self.positions[start:end]).view(B * n, -1)
+        if n == 1:
+            self._step(x)
+        else:
+            self._pass(x, B, n)
+            x = x.view(B, n, -1)[:, -1]
+        cache.advance(n)
+        return self.head(self._normed(x, self.norm)).float()
+
+    def _normed(self, x: Tensor, norm: tuple[Tensor, Tensor]) -> Tensor:
+        return F.layer_norm(x, x.shape[-1:], *norm).to(self.dtype)
+
+    def _step(self, x: Tensor) -> None:
+        """All blocks for one new token a row; x (B, C) is changed in place."""
+        cache, B, H, D = self.cache, x.shape[0], self.heads, self.head_width
+        t = cache.length
+        keys = cache.keys.flatten(1, 2)  # (layers, B * H, L, D); heads of all rows are one batch of products
+        values = cache.values.flatten(1, 2)
+        views = zip(
+            self.blocks,
+            keys.select(2, t).unbind(),
+            values.select(2, t).unbind(),
+            keys.narrow(2, 0, t + 1).transpose(2, 3).unbind(),
+            values.narrow(2, 0, t + 1).unbind(),
+            strict=True,
+        )
+        unused = x.new_empty(1, dtype=cache.keys.dtype)
+        for block, key_slot, value_slot, past_keys, past_values in views:
+            qkv = block.qkv(self._normed(x, block.norm1)).to(cache.keys.dtype)
+            query, key, value = qkv.view(B, 3, H, D).transpose(0, 1).reshape(3, B * H, D).unbind()
+            key_slot.copy_(key)
+            value_slot.copy_(value)
+            scores = torch.baddbmm(unused, query.unsqueeze(1), past_keys, beta=0, alpha=self.scale)
+            attended = torch.bmm(scores.softmax(-1), past_values).view(B, H * D)
+            x.add_(block.out(attended.to(self.dtype)))
+            x.add_(block.down(F.gelu(block.up(self._normed(x, block.norm2)))))
+
+    def _pass(self, x: Tensor, B: int, n: int) -> None:
+        """All blocks for n new tokens a row; x (B * n, C) is changed in place."""
+        cache, H, D = self.cache, self.heads, self.head_width
+        mask = causal_mask(n, cache.length, x.device) if cache.length else None
+        for layer, block in enumerate(self.blocks):
+            qkv = block.qkv(self._normed(x, block.norm1)).to(cache.keys.dtype)
+            query, key, value = qkv.view(B, n, 3, H, D).permute(2, 0, 3, 1, 4)
+            keys, values = cache.write(layer, key, value)
+            attended = F.scaled_dot_product_attention(query, keys, values, mask, is_causal=mask is None)
+            attended = attended.transpose(1, 2).reshape(B * n, H * D)
+            x.add_(block.out(attended.to(self.dtype)))
+            x.add_(block.down(F.gelu(block.up(self._normed(x, block.norm2)))))
+
+
+def generate_tokens(
+    decoder: Decoder,
+    prefix: Tensor,
+    count: int,
+    noise: Tensor | Draw,
+    settings: SamplingSettings,
+    ids: range | None = None,
+) -> Tensor:
+    """Continue each row of `prefix` by `count` tokens. A new call starts a new window (a prefill).
+
+    Args:
+        decoder: holds the transformer and the cache.
+        prefix: (B, p) int64, p >= 1; p + count - 1 must not exceed the transformer's positions.
+        count: how many tokens to draw.
+        noise: (B, count) uniform numbers in [0, 1), or a function that draws ids (B,) from filtered
+            probabilities (B, len(ids)), called once a token.
+        settings: temperature, top-k and top-p.
+        ids: the contiguous ids that may be drawn, for example the video ids of a joint vocabulary; None: all.
+            (The TATS official code draws from all ids and clamps condition ids to code 0.)
+
+    Returns:
+        (B, count) int64, ids of the joint vocabulary.
+    """
+    first, stop = (ids.start, ids.stop) if ids is not None else (0, decoder.config.vocabulary)
+    tokens = torch.empty(len(prefix), count, dtype=torch.int64, device=prefix.device)
+    uniforms = noise.to(prefix.device).unbind(1) if isinstance(noise, Tensor) else None
+    with torch.inference_mode():
+        logits = decoder.prefill(prefix)
+        for i in range(count):
+            logits = logits[:, first:stop]
+            if uniforms is not None:
+                drawn = sample(logits, uniforms[i], settings)
+            else:
+                drawn = _drawn(logits, noise, settings)
+            tokens[:, i] = drawn + first
+            if i + 1 < count:
+                logits = decoder.extend(tokens[:, i : i + 1])
+    return tokens
+
+
+def _drawn(logits: Tensor, draw: Draw, settings: SamplingSettings) -> Tensor:
+    filtered = filter_logits(logits / settings.temperature, settings.top_k, settings.top_p)
+    return draw(filtered.softmax(-1))

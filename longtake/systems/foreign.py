@@ -1,0 +1,378 @@
+"""Reads checkpoints written by other programs without running any of the code they name.
+
+A PyTorch file is a pickle, and a pickle is a program: loading one with `torch.load` may run anything. Here a pickle
+can name only what stands in `_ALLOWED`; everything else it names becomes an `Inert` object, which takes whatever is
+given to it and does nothing. Nothing is ever imported, and CUDA tensors are read to the CPU.
+
+Bounds, past which a file is refused: a zip must be stored uncompressed and hold no more than its own size (so it
+cannot be a bomb), one pickle at most 256 MiB, and a tensor no more elements than its storage.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import pickletools
+import struct
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from longtake.errors import UserError
+
+MAX_PICKLE = 256 << 20
+MAX_MEMO = 1 << 22
+LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
+_DTYPES = {
+    "DoubleStorage": torch.float64,
+    "FloatStorage": torch.float32,
+    "HalfStorage": torch.float16,
+    "BFloat16Storage": torch.bfloat16,
+    "LongStorage": torch.int64,
+    "IntStorage": torch.int32,
+    "ShortStorage": torch.int16,
+    "CharStorage": torch.int8,
+    "ByteStorage": torch.uint8,
+    "BoolStorage": torch.bool,
+    "UntypedStorage": torch.uint8,
+}
+
+
+class Inert:
+    """Stands for an object of a class that is not on the list; `origin` says which. It can do nothing."""
+
+    origin = ""
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Inert:
+        return super().__new__(cls)
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        pass
+
+    def append(self, item: Any) -> None:
+        pass
+
+    def extend(self, items: Any) -> None:
+        pass
+
+    def add(self, item: Any) -> None:
+        pass
+
+    def __repr__(self) -> str:
+        return f"<inert {self.origin}>"
+
+
+class Record(dict):
+    """An `argparse.Namespace` as a mapping of its names."""
+
+    def __setstate__(self, state: Any) -> None:
+        if isinstance(state, dict):
+            self.update({k: v for k, v in dict.items(state) if isinstance(k, str)})
+
+
+@dataclass(frozen=True)
+class _Storage:
+    key: str
+    dtype: torch.dtype
+    numel: int
+
+    @property
+    def nbytes(self) -> int:
+        return self.numel * self.dtype.itemsize
+
+
+@dataclass(frozen=True)
+class _Tensor:
+    """A tensor whose numbers have not been read yet."""
+
+    storage: _Storage
+    offset: int
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
+
+
+_DAMAGED = (
+    pickle.UnpicklingError,
+    zipfile.BadZipFile,
+    SafetensorError,
+    struct.error,
+    NotImplementedError,
+    ArithmeticError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    MemoryError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)  # whatever a damaged or hostile file can make the readers raise
+
+
+class _Refused(Exception):
+    """Why a file cannot be read; becomes a UserError with the file's name."""
+
+
+def _rebuild_tensor(storage: Any, offset: Any, size: Any, stride: Any, *rest: Any) -> Any:
+    if not isinstance(storage, _Storage):
+        raise _Refused("a tensor in it has no storage")
+    size, stride = tuple(size), tuple(stride)
+    numbers = (offset, *size, *stride)
+    if len(size) != len(stride) or not all(type(n) is int and 0 <= n < 1 << 48 for n in numbers):
+        raise _Refused("a tensor in it has an impossible shape")
+    count = 1
+    for n in size:
+        count *= n
+    reach = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True)) + 1 if count else offset
+    if reach > storage.numel or count > storage.numel:
+        raise _Refused("a tensor in it is larger than its storage")
+    return _Tensor(storage, offset, size, stride)
+
+
+def _rebuild_parameter(data: Any, *rest: Any) -> Any:
+    return data
+
+
+def _encode(text: Any, encoding: Any = "latin1") -> bytes:
+    """Bytes in pickles of protocol 2 come as text."""
+    if encoding != "latin1" or not isinstance(text, str):
+        raise _Refused("it holds text in an unexpected encoding")
+    return text.encode("latin1")
+
+
+class _NumpyType:
+    """A numpy dtype, as pickled: a code such as "f8", then its byte order; `dtype` is None if not numeric."""
+
+    def __init__(self, code: Any, *rest: Any):
+        numeric = code in {"b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8"}
+        self.dtype = np.dtype(code) if numeric else None
+
+    def __setstate__(self, state: Any) -> None:
+        if self.dtype is not None and isinstance(state, tuple) and state[1:2] == (">",):
+            self.dtype = self.dtype.newbyteorder(">")
+
+
+def _numpy_scalar(kind: Any, raw: Any) -> Any:
+    dtype = kind.dtype if isinstance(kind, _NumpyType) else None
+    if dtype is None or not isinstance(raw, bytes) or len(raw) != dtype.itemsize:
+        return Inert()
+    return np.frombuffer(raw, dtype)[0].item()
+
+
+def _reconstruct(cls: Any, *rest: Any) -> Any:
+    """`copyreg._reconstructor`, by which old protocols make an empty object."""
+    return cls() if isinstance(cls, type) and issubclass(cls, Inert | Record) else Inert()
+
+
+def _text(*parts: Any) -> str:
+    return "/".join(p for p in parts if isinstance(p, str))
+
+
+class _Function:
+    """One allowed callable, sealed: a pickle can call it but not set anything on it."""
+
+    __slots__ = ("_run",)
+
+    def __init__(self, run: Callable[..., Any]):
+        self._run = run
+
+    def __call__(self, *args: Any) -> Any:
+        return self._run(*args)
+
+    def __setstate__(self, state: Any) -> None:
+        raise _Refused("its pickle tries to change a function")
+
+
+_ALLOWED: dict[tuple[str, str], Callable[..., Any]] = {
+    ("argparse", "Namespace"): Record,
+    **{
+        name: _Function(run)
+        for name, run in {
+            ("collections", "OrderedDict"): OrderedDict,
+            ("copyreg", "_reconstructor"): _reconstruct,
+            ("copy_reg", "_reconstructor"): _reconstruct,
+            ("_codecs", "encode"): _encode,
+            ("builtins", "set"): set,
+            ("__builtin__", "set"): set,
+            ("pathlib", "PosixPath"): _text,
+            ("pathlib", "WindowsPath"): _text,
+            ("torch", "Size"): tuple,
+            ("torch", "device"): _text,
+            ("torch._utils", "_rebuild_tensor"): _rebuild_tensor,
+            ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
+            ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
+            ("torch._utils", "_rebuild_parameter_with_state"): _rebuild_parameter,
+            ("numpy", "dtype"): _NumpyType,
+            ("numpy.core.multiarray", "scalar"): _numpy_scalar,
+            ("numpy._core.multiarray", "scalar"): _numpy_scalar,
+        }.items()
+    },
+}
+
+
+class _Unpickler(pickle.Unpickler):
+    """Names nothing but what is allowed; `storages` lists those the pickle refers to, by key."""
+
+    def __init__(self, data: bytes):
+        super().__init__(io.BytesIO(data), encoding="latin1")
+        self.stubs: dict[tuple[str, str], type[Inert]] = {}
+        self.storages: dict[str, _Storage] = {}
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) in _ALLOWED:
+            return _ALLOWED[module, name]
+        if module in ("torch", "torch.cuda", "torch.storage") and name in _DTYPES:
+            return _DTYPES[name]
+        if module == "torch" and isinstance(dtype := torch.__dict__.get(name), torch.dtype):
+            return dtype
+        if (module, name) not in self.stubs:
+            self.stubs[module, name] = type("Inert", (Inert,), {"origin": f"{module}.{name}"})
+        return self.stubs[module, name]
+
+    def persistent_load(self, pid: Any) -> Any:
+        if not (isinstance(pid, tuple) and len(pid) >= 5 and pid[0] == "storage"):
+            raise _Refused("it refers to something outside itself")
+        _, dtype, key, _, numel = pid[:5]
+        if not (isinstance(dtype, torch.dtype) and isinstance(key, str) and type(numel) is int and numel >= 0):
+            raise _Refused("a storage in it is not described as PyTorch does")
+        if len(pid) > 5 and pid[5] is not None:
+            raise _Refused("it was written by a PyTorch older than 0.4")
+        storage = _Storage(key, dtype, numel)
+        if self.storages.setdefault(key, storage) != storage:
+            raise _Refused(f"storage {key} is described twice, differently")
+        return storage
+
+
+def _unpickle(file: BinaryIO) -> tuple[Any, dict[str, _Storage]]:
+    """The next pickle of `file`, which is left just behind it, and the storages it refers to."""
+    start = file.tell()
+    for opcode, argument, position in pickletools.genops(file):
+        if opcode.name.startswith("EXT"):
+            raise _Refused("its pickle uses registered extensions")
+        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and not 0 <= int(argument) < MAX_MEMO:
+            raise _Refused("its pickle asks for too much memory")
+        if position is not None and position - start > MAX_PICKLE:
+            raise _Refused(f"its pickle is larger than {MAX_PICKLE >> 20} MiB")
+    length = file.tell() - start
+    file.seek(start)
+    unpickler = _Unpickler(file.read(length))
+    return unpickler.load(), unpickler.storages
+
+
+def _resolve(tree: Any, read: Callable[[_Storage], bytearray]) -> Any:
+    """`tree` with its tensors read and every container a plain dict, list or tuple."""
+    storages: dict[str, torch.Tensor] = {}
+    done: dict[int, Any] = {}  # by identity: shared parts are visited once
+
+    def tensor(t: _Tensor) -> torch.Tensor:
+        s = t.storage
+        if s.key not in storages:
+            raw = read(s)
+            if len(raw) != s.nbytes:
+                raise _Refused(f"it is cut short: storage {s.key} has {len(raw)} of {s.nbytes} bytes")
+            storages[s.key] = torch.frombuffer(raw, dtype=s.dtype) if raw else torch.empty(0, dtype=s.dtype)
+        return storages[s.key].as_strided(t.size, t.stride, t.offset)
+
+    def visit(x: Any) -> Any:
+        if id(x) not in done:
+            if isinstance(x, _Tensor):
+                done[id(x)] = tensor(x)
+            elif isinstance(x, dict):
+                done[id(x)] = {k: visit(v) for k, v in dict.items(x)}
+            elif isinstance(x, list):
+                done[id(x)] = [visit(v) for v in x]
+            elif isinstance(x, tuple):
+                done[id(x)] = tuple(visit(v) for v in x)
+            else:
+                done[id(x)] = x
+        return done[id(x)]
+
+    return visit(tree)
+
+
+def _without(tree: Any, skip: Collection[str]) -> Any:
+    return {k: v for k, v in dict.items(tree) if k not in skip} if isinstance(tree, dict) else tree
+
+
+def _read_zip(path: Path, skip: Collection[str]) -> Any:
+    with zipfile.ZipFile(path) as archive:
+        entries = {e.filename: e for e in archive.infolist()}
+        if any(e.compress_type != zipfile.ZIP_STORED for e in entries.values()):
+            raise _Refused("its zip is compressed, which PyTorch never does")
+        if sum(e.file_size for e in archive.infolist()) > path.stat().st_size:
+            raise _Refused("its zip claims more than it can hold")
+        pickles = [name for name in entries if name.split("/")[-1] == "data.pkl"]
+        if len(pickles) != 1:
+            raise _Refused("its zip is not a PyTorch checkpoint")
+        if entries[pickles[0]].file_size > MAX_PICKLE:
+            raise _Refused(f"its pickle is larger than {MAX_PICKLE >> 20} MiB")
+        root = pickles[0].removesuffix("data.pkl")
+        if root + "byteorder" in entries and archive.read(root + "byteorder") != b"little":
+            raise _Refused("its numbers are big-endian")
+        tree, _ = _unpickle(io.BytesIO(archive.read(pickles[0])))
+
+        def read(storage: _Storage) -> bytearray:
+            name = f"{root}data/{storage.key}"
+            if name not in entries:
+                raise _Refused(f"storage {storage.key} is missing")
+            return bytearray(archive.read(name))
+
+        return _resolve(_without(tree, skip), read)
+
+
+def _read_pickles(path: Path, skip: Collection[str]) -> Any:
+    """The format before PyTorch 1.6 (pickles, then the storages one behind the other), or a plain pickle."""
+    with path.open("rb") as file:
+        tree, storages = _unpickle(file)
+        places: dict[str, int] = {}
+        if tree == LEGACY_MAGIC:
+            _unpickle(file), _unpickle(file)  # the protocol version; the sizes of the writer's integers
+            tree, storages = _unpickle(file)
+            keys, _ = _unpickle(file)
+            for key in keys:
+                (numel,) = struct.unpack("<q", file.read(8))
+                if storages[key].numel != numel:
+                    raise _Refused(f"storage {key} has another size than its tensors say")
+                places[key] = file.tell()
+                file.seek(storages[key].nbytes, io.SEEK_CUR)
+
+        def read(storage: _Storage) -> bytearray:
+            file.seek(places[storage.key])
+            return bytearray(file.read(storage.nbytes))
+
+        return _resolve(_without(tree, skip), read)
+
+
+def read_foreign(path: Path | str, skip: Collection[str] = ()) -> Any:
+    """What a .pt, .pth, .ckpt, .pkl or .safetensors file holds, as plain dicts, lists, tuples, numbers and tensors.
+
+    Objects of any other class are `Inert`; an `argparse.Namespace` is a `dict`. The entries `skip` of the outermost
+    dict are left out and their tensors not read (the state of optimisers is most of many a file). Raises UserError
+    if the file is missing, damaged, hostile or not a checkpoint.
+    """
+    path = Path(path)
+    try:
+        if path.suffix == ".safetensors":
+            return _without(load_file(path), skip)
+        with path.open("rb") as file:
+            zipped = file.read(4) == b"PK\x03\x04"
+        return (_read_zip if zipped else _read_pickles)(path, skip)
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}; give a checkpoint file") from error
+    except _Refused as error:
+        raise UserError(f"{path} cannot be used: {error}; download it again from its authors") from error
+    except _DAMAGED as error:
+        raise UserError(f"{path} is not a complete checkpoint ({error}); download it again") from error

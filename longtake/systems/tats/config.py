@@ -1,0 +1,179 @@
+"""Configuration of TATS and its named sizes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from longtake.nn.conv import Padding
+from longtake.systems.tats.vqgan import VQGANConfig
+
+
+@dataclass(frozen=True)
+class DiscriminatorConfig:
+    """The two PatchGAN discriminators, of single frames and of clips (paper section 2.1)."""
+
+    width: int = 64
+    """Channels of the first layer; they double up to 512."""
+    layers: int = 3
+    """Strided layers."""
+
+
+@dataclass(frozen=True)
+class PriorConfig:
+    """The autoregressive transformer over tokens."""
+
+    layers: int = 24
+    """Blocks."""
+    heads: int = 16
+    """Attention heads."""
+    width: int = 1024
+    """Width of the residual stream."""
+    dropout: float = 0.0
+    """Dropout probability while training."""
+    condition: Literal["none", "label"] = "none"
+    """What stands before the video tokens: a start token, or the class of the clip."""
+    shared_start: bool = False
+    """Official quirk: the start token shares the embedding of video code 0 instead of having one of its own."""
+
+
+@dataclass(frozen=True)
+class VQGANStageConfig:
+    """How the VQGAN is trained (paper section 2.1; values of the released training command)."""
+
+    steps: int = 2_000_000
+    """Updates."""
+    batch: int = 16
+    """Clips an update and process."""
+    lr: float = 9e-5
+    """Learning rate of both Adam optimisers (betas 0.5, 0.9)."""
+    warmup: int = 0
+    """Updates over which the learning rate rises from 0."""
+    decay: bool = False
+    """Let the learning rate fall to a tenth along a cosine."""
+    l1_weight: float = 4.0
+    """Weight of the mean absolute error, in the [-0.5, 0.5] range of the official code."""
+    perceptual_weight: float = 4.0
+    """Weight of the perceptual distance of one random frame a clip; needs `perceptual`."""
+    perceptual: str | None = None
+    """File with VGG-16 and LPIPS weights that you bring; None leaves the perceptual loss out."""
+    gan_weight: tuple[float, float] = (1.0, 1.0)
+    """Weights of the image and the video discriminator."""
+    gan_loss: Literal["hinge", "vanilla"] = "hinge"
+    """Form of the discriminator loss."""
+    feature_weight: float = 4.0
+    """Weight of feature matching in both discriminators."""
+    discriminator_start: int = 10_000
+    """Update from which the discriminators learn and count."""
+    clip: float | None = 1.0
+    """Largest gradient norm."""
+    ema: float | None = None
+    """Decay of averaged weights; the paper has none."""
+
+
+@dataclass(frozen=True)
+class PriorStageConfig:
+    """How the prior is trained."""
+
+    steps: int = 500_000
+    """Updates."""
+    batch: int = 24
+    """Clips an update and process."""
+    lr: float = 1.08e-4
+    """Learning rate of AdamW (betas 0.9, 0.95)."""
+    weight_decay: float = 0.01
+    """Of the matrices; biases, norms, embeddings and positions are spared."""
+    warmup: int = 0
+    """Updates over which the learning rate rises from 0."""
+    decay: bool = False
+    """Let the learning rate fall to a tenth along a cosine."""
+    clip: float | None = None
+    """Largest gradient norm."""
+    ema: float | None = None
+    """Decay of averaged weights; the paper has none."""
+    keep_best: bool = False
+    """Take the weights of the lowest validation loss instead of the last."""
+
+
+@dataclass(frozen=True)
+class TATSConfig:
+    """TATS-base: a time-agnostic VQGAN and an autoregressive prior."""
+
+    frames: int = 16
+    """Frames of a training clip."""
+    size: tuple[int, int] = (128, 128)
+    """(height, width) of a frame."""
+    vqgan: VQGANConfig = field(default_factory=VQGANConfig)
+    """The tokenizer."""
+    discriminator: DiscriminatorConfig = DiscriminatorConfig()
+    """Its two critics."""
+    prior: PriorConfig = PriorConfig()
+    """The transformer."""
+    vqgan_stage: VQGANStageConfig = VQGANStageConfig()
+    """First stage."""
+    prior_stage: PriorStageConfig = PriorStageConfig()
+    """Second stage."""
+    decode_window: int = 24
+    """Latent slices that the decoder sees at once in a long video."""
+
+    @property
+    def grid(self) -> tuple[int, int, int]:
+        """Tokens (t, h, w) of a clip."""
+        t, h, w = self.vqgan.compression
+        return self.frames // t, self.size[0] // h, self.size[1] // w
+
+
+@dataclass(frozen=True)
+class TATSSettings:
+    """What can be chosen at generation time."""
+
+    temperature: float = 1.0
+    """Divides the logits."""
+    top_k: int = 2048
+    """Tokens to choose from, the most likely ones; 0 means all."""
+    top_p: float = 0.92
+    """Share of the probability to choose from; 1 means all."""
+    keep: int | None = None
+    """Latent slices of the past that a window starts with (p); None: all but one, as in the paper's section 2.1."""
+    new: int = 1
+    """Latent slices a window adds."""
+    precision: Literal["float32", "bfloat16", "int8"] = "float32"
+    """Of the prior's arithmetic; int8 is for CPUs only."""
+
+
+_REPLICATED_TIME = Padding(time="replicate", space="zeros")
+
+SIZES = {
+    "tiny": TATSConfig(
+        frames=8,
+        size=(16, 16),
+        vqgan=VQGANConfig(hidden=4, embedding=16, codes=32, compression=(4, 4, 4), norm="group"),
+        discriminator=DiscriminatorConfig(width=4, layers=1),
+        prior=PriorConfig(layers=2, heads=2, width=32),
+        vqgan_stage=VQGANStageConfig(steps=20, batch=4, lr=1e-3, discriminator_start=5),
+        prior_stage=PriorStageConfig(steps=20, batch=4, lr=1e-3),
+        decode_window=12,
+    ),
+    "small": TATSConfig(
+        size=(64, 64),
+        vqgan=VQGANConfig(
+            hidden=8, embedding=64, codes=1024, norm="group", padding=_REPLICATED_TIME, restart=1.0
+        ),
+        discriminator=DiscriminatorConfig(width=16, layers=2),
+        prior=PriorConfig(layers=5, heads=4, width=256, condition="label"),
+        vqgan_stage=VQGANStageConfig(
+            steps=8000, batch=8, lr=4e-4, warmup=100, decay=True, discriminator_start=3000, ema=0.999
+        ),
+        prior_stage=PriorStageConfig(steps=6000, batch=32, lr=1e-3, warmup=200, decay=True, clip=1.0, ema=0.999),
+    ),
+    "base": TATSConfig(
+        vqgan=VQGANConfig(hidden=16, embedding=128, codes=4096, restart=1.0),
+        discriminator=DiscriminatorConfig(width=32),
+        prior=PriorConfig(layers=12, heads=8, width=512),
+        vqgan_stage=VQGANStageConfig(steps=100_000, lr=1e-4),
+        prior_stage=PriorStageConfig(steps=100_000, batch=32, lr=3e-4, warmup=1000, clip=1.0),
+    ),
+    "paper": TATSConfig(),
+}
+"""tiny: tests. small: the bundled model's (about 60 GFLOP a clip and update at most). base: one GPU at 128 pixels.
+paper: the published configuration (sky and tai-chi, 128 pixels)."""

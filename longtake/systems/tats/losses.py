@@ -1,0 +1,26 @@
+"""Losses of TATS; the GAN terms common to several systems are in `nn.losses`."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def reconstruction_loss(video: Tensor, reconstruction: Tensor) -> Tensor:
+    """L_rec of section 2.1: mean absolute error, measured on [-0.5, 0.5] as in the official code.
+
+    Both (B, 3, T, H, W) in [-1, 1].
+    """
+    return F.l1_loss(reconstruction, video) / 2
+
+
+def prior_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """L_transformer of section 2.1: mean cross-entropy over video tokens. logits (B, n, V), targets (B, n)."""
+    return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
+
+
+def psnr(video: Tensor, reconstruction: Tensor) -> Tensor:
+    """Mean over clips of the peak signal-to-noise ratio in dB, both (B, 3, T, H, W) in [-1, 1], clamped."""
+    error = (reconstruction.clamp(-1, 1) - video).float().pow(2).flatten(1).mean(1)
+    return (10 * torch.log10(4 / error.clamp_min(1e-10))).mean()

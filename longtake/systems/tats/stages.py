@@ -1,0 +1,199 @@
+"""What TATS trains and in which order: the VQGAN, then the prior over its tokens.
+
+Shapes: B batch, T H W frames, height, width; t h w token grid; n = t*h*w; V joint vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from longtake.data.batch import Batch
+from longtake.data.clips import ClipSpec, Draw
+from longtake.nn.losses import discriminator_loss, feature_matching_loss, generator_loss
+from longtake.systems.base import Engine, Losses, Stage
+from longtake.systems.tats.losses import prior_loss, psnr, reconstruction_loss
+
+if TYPE_CHECKING:
+    from longtake.systems.tats.system import TATS
+
+
+def schedule(step: int, steps: int, warmup: int, decay: bool) -> float:
+    """Linear warm-up, then constant or a cosine down to a tenth."""
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    if not decay:
+        return 1.0
+    return 0.55 + 0.45 * math.cos(math.pi * (step - warmup) / max(1, steps - warmup))
+
+
+class VQGANStage(Stage):
+    """Reconstruction, commitment, perceptual, GAN and feature-matching losses (section 2.1).
+
+    One forward pass serves both updates: the discriminators see the reconstruction that the generator update
+    made. (The official code runs the autoencoder a second time for them, which updates codebook averages and
+    batch statistics twice a batch.)
+    """
+
+    name = "vqgan"
+    trains = ("vqgan", "image_discriminator", "video_discriminator")
+
+    def __init__(self, system: TATS):
+        self.config = config = system.config.vqgan_stage
+        self.vqgan = system.vqgan
+        self.critics = (system.networks["image_discriminator"], system.networks["video_discriminator"])
+        self.perceptual = system.perceptual()
+        self.steps, self.ema = config.steps, config.ema
+        before, after = system.vqgan.extra_frames()
+        spec = ClipSpec(system.config.frames + before + after, system.config.size)
+        self.clips = {"clips": Draw(spec, config.batch)}
+
+    def optimisers(self) -> dict[str, torch.optim.Optimizer]:
+        critics = [p for critic in self.critics for p in critic.parameters()]
+        adam = {"lr": self.config.lr, "betas": (0.5, 0.9)}
+        return {
+            "generator": torch.optim.Adam(self.vqgan.parameters(), **adam),
+            "discriminator": torch.optim.Adam(critics, **adam),
+        }
+
+    def schedule(self, step: int) -> float:
+        return schedule(step, self.config.steps, self.config.warmup, self.config.decay)
+
+    def step(self, batches: dict[str, Batch], engine: Engine) -> dict[str, float]:
+        adversarial = engine.step >= self.config.discriminator_start
+        if self.perceptual is not None:
+            self.perceptual.to(engine.device)
+        made: list[tuple[Tensor, Tensor, Tensor]] = []
+
+        def generator(batch: Batch) -> Losses:
+            video = self.vqgan.core(batch["frames"])
+            result = self.vqgan(batch["frames"])
+            frame = engine.rng.integers("frame", batch["id"].tolist(), video.shape[2])[0].to(video.device)
+            losses = self._reconstruction(video, result, frame)
+            if adversarial:
+                losses |= self._adversarial(video, result.video, frame)
+            made.append((video, result.video.detach().float(), frame))
+            q = result.quantised
+            total = sum(losses.values(), start=q.commitment_loss)
+            codes = {"codebook/perplexity": q.perplexity, "codebook/used": q.used}
+            return {"loss": total, **losses, "commitment": q.commitment_loss, **codes}
+
+        logs = engine.update("generator", generator, batches["clips"], self.config.clip)
+        if adversarial:
+            real, fake, frame = (torch.cat(parts) for parts in zip(*made, strict=True))
+            pair = Batch(id=batches["clips"]["id"], frames=real, fake=fake, frame=frame)  # type: ignore[typeddict-unknown-key]
+            logs |= engine.update("discriminator", self._discriminator, pair, self.config.clip)
+        return logs
+
+    def _reconstruction(self, video: Tensor, result, frame: Tensor) -> Losses:
+        losses = {"l1": self.config.l1_weight * reconstruction_loss(video, result.video)}
+        if self.perceptual is not None:
+            distance = self.perceptual(pick_frame(result.video, frame) / 2, pick_frame(video, frame) / 2).mean()
+            losses["perceptual"] = self.config.perceptual_weight * distance
+        return losses
+
+    def _adversarial(self, video: Tensor, fake: Tensor, frame: Tensor) -> Losses:
+        total: Losses = {"adversarial": torch.zeros((), device=video.device)}
+        total["features"] = torch.zeros((), device=video.device)
+        for critic, weight, real_x, fake_x in self._views(video, fake, frame):
+            with torch.no_grad():
+                _, real_features = critic(real_x)
+            logits, features = critic(fake_x)
+            total["adversarial"] = total["adversarial"] + weight * generator_loss(logits)
+            matched = feature_matching_loss(features[:-1], real_features[:-1])
+            total["features"] = total["features"] + self.config.feature_weight * matched
+        return total
+
+    def _views(self, video: Tensor, fake: Tensor, frame: Tensor):
+        """(critic, weight, real, fake) for the frame and the clip critic, on the official [-0.5, 0.5]."""
+        pairs = ((pick_frame(video, frame), pick_frame(fake, frame)), (video, fake))
+        for critic, weight, (real_x, fake_x) in zip(self.critics, self.config.gan_weight, pairs, strict=True):
+            yield critic, weight, real_x / 2, fake_x / 2
+
+    def _discriminator(self, batch: Batch) -> Losses:
+        loss, real_mean, fake_mean = 0, 0, 0
+        for critic, weight, real_x, fake_x in self._views(batch["frames"], batch["fake"], batch["frame"]):  # type: ignore[typeddict-item]
+            real, fake = critic(real_x)[0], critic(fake_x)[0]
+            loss = loss + weight * discriminator_loss(real, fake, self.config.gan_loss)
+            real_mean, fake_mean = real_mean + real.mean() / 2, fake_mean + fake.mean() / 2
+        return {"loss": torch.as_tensor(loss), "real_logit": real_mean, "fake_logit": fake_mean}  # type: ignore[dict-item]
+
+    def validate(self, batches: dict[str, Batch]) -> dict[str, float]:
+        frames = batches["clips"]["frames"]
+        result = self.vqgan(frames)
+        video = self.vqgan.core(frames)
+        return {
+            "val/l1": float(reconstruction_loss(video, result.video)),
+            "val/psnr": float(psnr(video, result.video)),
+            "val/codebook_used": float(result.quantised.used),
+        }
+
+    def preview(self, batches: dict[str, Batch]) -> Tensor:
+        """Originals above reconstructions, up to four clips side by side."""
+        frames = batches["clips"]["frames"][:4]
+        pair = torch.stack([self.vqgan.core(frames), self.vqgan(frames).video.float()])
+        return pair.permute(2, 3, 0, 4, 1, 5).flatten(2, 3).flatten(3, 4)
+
+
+class PriorStage(Stage):
+    """Next-token prediction on the frozen VQGAN's tokens (section 2.1)."""
+
+    name = "prior"
+    trains = ("prior",)
+    frozen = ("vqgan",)
+
+    def __init__(self, system: TATS):
+        self.config = config = system.config.prior_stage
+        self.system, self.prior = system, system.prior
+        self.steps, self.ema = config.steps, config.ema
+        self.best_by = "val/loss" if config.keep_best else None
+        before, after = system.vqgan.extra_frames()
+        conditions = ("label",) if system.config.prior.condition == "label" else ()
+        spec = ClipSpec(system.config.frames + before + after, system.config.size, conditions=conditions)
+        self.clips = {"clips": Draw(spec, config.batch)}
+
+    def derive(self, batch: Batch) -> dict[str, Tensor]:  # type: ignore[override]
+        """Tokens (B, t, h, w) of the clips; int32 for the cache."""
+        return {"tokens": self.system.vqgan.tokenize(batch["frames"]).to(torch.int32)}
+
+    def optimisers(self) -> dict[str, torch.optim.Optimizer]:
+        matrices = {id(m.weight): m.weight for m in self.prior.modules() if isinstance(m, torch.nn.Linear)}
+        rest = [p for p in self.prior.parameters() if id(p) not in matrices]
+        groups = [
+            {"params": list(matrices.values()), "weight_decay": self.config.weight_decay},
+            {"params": rest, "weight_decay": 0.0},
+        ]
+        return {"prior": torch.optim.AdamW(groups, lr=self.config.lr, betas=(0.9, 0.95))}
+
+    def schedule(self, step: int) -> float:
+        return schedule(step, self.config.steps, self.config.warmup, self.config.decay)
+
+    def _loss(self, batch: Batch) -> Losses:
+        tokens = batch["tokens"].long().flatten(1) + self.system.offset  # type: ignore[typeddict-item]
+        sequence = torch.cat([self.system.condition_tokens(batch["label"]), tokens], 1)
+        logits = self.prior(sequence[:, :-1])[:, -tokens.shape[1] :]
+        accuracy = (logits.argmax(-1) == tokens).float().mean()
+        return {"loss": prior_loss(logits, tokens), "accuracy": accuracy}
+
+    def step(self, batches: dict[str, Batch], engine: Engine) -> dict[str, float]:
+        return engine.update("prior", self._loss, batches["clips"], self.config.clip)
+
+    def validate(self, batches: dict[str, Batch]) -> dict[str, float]:
+        losses = self._loss(batches["clips"])
+        return {"val/loss": float(losses["loss"]), "val/accuracy": float(losses["accuracy"])}
+
+    def preview(self, batches: dict[str, Batch]) -> Tensor:
+        """Four new clips side by side."""
+        from longtake.story import Story
+
+        stories = [Story(frames=self.system.config.frames, seed=seed) for seed in range(4)]
+        clips = torch.cat(list(self.system.generate(stories)), 2)
+        return torch.cat(list(clips), 3)
+
+
+def pick_frame(video: Tensor, frame: Tensor) -> Tensor:
+    """One frame of each clip: (B, 3, T, H, W), (B,) -> (B, 3, H, W)."""
+    return video[torch.arange(len(video), device=video.device), :, frame]

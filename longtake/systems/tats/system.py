@@ -1,0 +1,97 @@
+"""TATS-base as a system (Ge et al., "Long Video Generation with Time-Agnostic VQGAN and Time-Sensitive
+Transformer", ECCV 2022)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from longtake.errors import UserError
+from longtake.nn.discriminators import PatchDiscriminator
+from longtake.nn.transformer import Transformer, TransformerConfig
+from longtake.rollout.rng import Rng
+from longtake.story import Story
+from longtake.systems.base import ModelInfo, Stage, System
+from longtake.systems.tats.config import SIZES, TATSConfig, TATSSettings
+from longtake.systems.tats.rollout import sliding_window
+from longtake.systems.tats.stages import PriorStage, VQGANStage
+from longtake.systems.tats.vqgan import VQGAN
+
+
+class TATS(System):
+    """A VQGAN whose tokens do not depend on their place in the clip, and a transformer that slides over them.
+
+    Vocabulary of the prior: condition ids first (a start token, or the classes), then the codes.
+    """
+
+    name: ClassVar[str] = "tats"
+    config_class: ClassVar[type] = TATSConfig
+    settings_class: ClassVar[type] = TATSSettings
+    sizes: ClassVar[dict] = SIZES
+    accepts: ClassVar[frozenset[str]] = frozenset({"label"})
+    config: TATSConfig
+    settings: TATSSettings
+
+    def __init__(self, config: TATSConfig, info: ModelInfo):
+        super().__init__(config, info)
+        self.settings = TATSSettings()
+        self.accepts = frozenset({"label"} if config.prior.condition == "label" else ())  # type: ignore[misc]
+        frames = config.frames
+        if frames % config.vqgan.compression[0] or any(
+            s % c for s, c in zip(config.size, config.vqgan.compression[1:], strict=True)
+        ):
+            raise UserError(
+                f"clips of {frames} frames at {config.size[0]}x{config.size[1]} do not divide by the compression "
+                f"{config.vqgan.compression}; choose multiples of it",
+                code=2,
+            )
+        if config.prior.condition == "label" and not info.classes:
+            raise UserError("a prior conditioned on labels needs a library with classes; set prior.condition=none")
+        t, h, w = config.grid
+        self.offset = len(info.classes) if config.prior.condition == "label" else 1 - config.prior.shared_start
+        self.vqgan = VQGAN(config.vqgan)
+        self.prior = Transformer(
+            TransformerConfig(
+                vocabulary=self.offset + config.vqgan.codes,
+                block=t * h * w,
+                layers=config.prior.layers,
+                heads=config.prior.heads,
+                width=config.prior.width,
+                dropout=config.prior.dropout,
+            )
+        )
+        critic = config.discriminator
+        self.networks = {
+            "vqgan": self.vqgan,
+            "prior": self.prior,
+            "image_discriminator": PatchDiscriminator(2, critic.width, critic.layers, config.vqgan.norm),
+            "video_discriminator": PatchDiscriminator(3, critic.width, critic.layers, config.vqgan.norm),
+        }
+
+    @property
+    def inference(self) -> tuple[str, ...]:
+        return ("vqgan", "prior")
+
+    def stages(self) -> list[Stage]:
+        return [VQGANStage(self), PriorStage(self)]
+
+    def perceptual(self) -> torch.nn.Module | None:
+        """The perceptual distance of the first stage, if the recipe brings weights for it."""
+        path = self.config.vqgan_stage.perceptual
+        if path is None:
+            return None
+        from longtake.nn.perceptual import load_lpips
+
+        return load_lpips(path)
+
+    def condition_tokens(self, label: Tensor) -> Tensor:
+        """What stands before the video tokens: labels (B,) -> ids (B, 1)."""
+        if self.config.prior.condition == "label":
+            return label.view(-1, 1)
+        return torch.zeros(len(label), 1, dtype=torch.long, device=label.device)
+
+    def rollout(self, stories: list[Story], rng: Rng) -> Iterator[Tensor]:
+        return sliding_window(self, stories, rng)

@@ -1,0 +1,125 @@
+"""The one place that knows about devices, precision, processes and averaging."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+
+import torch
+from lightning_fabric import Fabric
+from torch import nn
+
+from longtake.data.batch import Batch, split, to_device
+from longtake.rollout.rng import Rng
+from longtake.systems.base import Losses, Stage
+from longtake.train.ema import EMA
+
+
+def make_fabric(precision: str, device: str) -> Fabric:
+    """Fabric for this process; under torchrun it joins the others (gloo on CPU, nccl on CUDA)."""
+    mixed = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}[precision]
+    processes = torch.distributed.is_torchelastic_launched()
+    return Fabric(
+        accelerator={"mps": "mps", "cpu": "cpu"}.get(device, "cuda"),
+        devices="auto" if processes and device != "cpu" else 1,
+        strategy="ddp" if processes else "auto",
+        precision=mixed,  # type: ignore[arg-type]
+    )
+
+
+class FabricEngine:
+    """Gives a stage its updates (see `systems.base.Engine`).
+
+    Gradients are averaged over processes here and not by wrapped modules, so that a stage may call any part
+    of a network, any number of times, with double backward or without.
+    """
+
+    def __init__(
+        self, fabric: Fabric, networks: dict[str, nn.Module], stage: Stage, accumulate: int, seed: int
+    ):
+        self.fabric, self.stage, self.accumulate = fabric, stage, accumulate
+        self.step = 0
+        self.device = fabric.device
+        self.rng = Rng([f"{seed}/{stage.name}"])
+        self.optimisers = {
+            name: fabric.setup_optimizers(optimiser) for name, optimiser in stage.optimisers().items()
+        }
+        self.rates = {name: [g["lr"] for g in o.param_groups] for name, o in self.optimisers.items()}
+        self.networks = {name: networks[name] for name in stage.trains}
+        self.ema = EMA(self.networks, stage.ema) if stage.ema is not None else None
+        self.parameters = {
+            name: [p for group in o.param_groups for p in group["params"]] for name, o in self.optimisers.items()
+        }
+        owned = {name: {id(p) for p in ps} for name, ps in self.parameters.items()}
+        self.averages = {
+            name: [n for n, net in self.networks.items() if any(id(p) in ids for p in net.parameters())]
+            for name, ids in owned.items()
+        }
+
+    def begin(self, step: int) -> None:
+        """Set the clock: learning rates, and the generator that dropout draws from."""
+        self.step = step
+        seed = int(self.rng.bits("torch", step)[0]) + self.fabric.global_rank
+        torch.manual_seed(seed)
+        for name, optimiser in self.optimisers.items():
+            for group, rate in zip(optimiser.param_groups, self.rates[name], strict=True):
+                group["lr"] = rate * self.stage.schedule(step)
+
+    def update(
+        self, optimiser: str, loss_fn: Callable[[Batch], Losses], batch: Batch, clip: float | None = None
+    ) -> dict[str, float]:
+        """See `systems.base.Engine.update`."""
+        current, parameters = self.optimisers[optimiser], self.parameters[optimiser]
+        totals: dict[str, torch.Tensor] = {}
+        with self._only(parameters):
+            for part in split(batch, self.accumulate):
+                with self.fabric.autocast():
+                    losses = loss_fn(to_device(part, self.device))
+                self.fabric.backward(losses["loss"] / self.accumulate)
+                for key, value in losses.items():
+                    totals[key] = totals.get(key, 0) + torch.as_tensor(value).detach().float() / self.accumulate
+            self._synchronise(parameters)
+            module = next(iter(self.networks.values()))
+            norm = self.fabric.clip_gradients(module, current, max_norm=clip or 1e30, error_if_nonfinite=False)  # type: ignore[arg-type]
+            current.step()
+            current.zero_grad(set_to_none=True)
+        if self.ema:
+            self.ema.update(self.averages[optimiser])
+        logs = {key: float(value) for key, value in totals.items() if key != "loss"}
+        return {**logs, f"{optimiser}/loss": float(totals["loss"]), f"{optimiser}/grad_norm": float(norm)}  # type: ignore[arg-type]
+
+    @contextmanager
+    def _only(self, parameters: list[nn.Parameter]) -> Iterator[None]:
+        """Only these parameters receive gradients."""
+        chosen = {id(p) for p in parameters}
+        everything = [p for ps in self.parameters.values() for p in ps]
+        for p in everything:
+            p.requires_grad_(id(p) in chosen)
+        try:
+            yield
+        finally:
+            for p in everything:
+                p.requires_grad_(True)
+
+    def _synchronise(self, parameters: list[nn.Parameter]) -> None:
+        """Mean of the gradients over processes, in one message."""
+        if self.fabric.world_size == 1:
+            return
+        for p in parameters:
+            if p.grad is None:
+                p.grad = torch.zeros_like(p)
+        grads = [p.grad for p in parameters if p.grad is not None]
+        flat = self.fabric.all_reduce(torch.cat([g.reshape(-1) for g in grads]), reduce_op="mean")
+        for grad, mean in zip(grads, flat.split([g.numel() for g in grads]), strict=True):  # type: ignore[union-attr]
+            grad.copy_(mean.view_as(grad))
+
+    def mean(self, logs: dict[str, float]) -> dict[str, float]:
+        """Logged figures, averaged over processes."""
+        if self.fabric.world_size == 1 or not logs:
+            return logs
+        values = self.fabric.all_reduce(torch.tensor(list(logs.values()), device=self.device), reduce_op="mean")
+        return dict(zip(logs, values.tolist(), strict=True))  # type: ignore[union-attr]
+
+    def averaged(self):
+        """Context in which the networks hold their averaged weights, where the stage has any."""
+        return self.ema.swapped() if self.ema else nullcontext()
