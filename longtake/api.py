@@ -57,7 +57,11 @@ class Video:
         return torch.cat(list(self.chunks()), 2)
 
     def save(
-        self, path: str | Path, progress: Progress | None = None, sheet: str | Path | None = None, first: int = 0
+        self,
+        path: str | Path,
+        progress: Progress | None = None,
+        sheet: str | Path | None = None,
+        first: int | None = None,
     ) -> list[Path]:
         """Stream to mp4; no half-written file is ever left under a final name.
 
@@ -65,7 +69,7 @@ class Video:
             path: of the video; several videos become name-000.mp4, name-001.mp4 ...
             progress: called with (frames done, frames).
             sheet: also write a contact sheet of evenly spaced frames, one row a video, as PNG.
-            first: number of the first video when several are written in groups; 0 and one video: no number.
+            first: number of the first video when they are written in groups; None: 0, and one alone has none.
 
         Returns:
             The files written.
@@ -92,14 +96,15 @@ class Video:
             codec.write_png(sheet, codec.contact_sheet(np.stack(sum(kept, [])), columns=len(kept[0])))
         return paths
 
-    def _paths(self, path: Path, first: int) -> list[Path]:
+    def _paths(self, path: Path, first: int | None) -> list[Path]:
         if path.suffix.lower() != ".mp4":
             raise UserError(f"cannot write {path}: choose a name that ends in .mp4", code=2)
         if not path.parent.is_dir():
             raise UserError(f"cannot write {path}: there is no folder {path.parent}", code=2)
-        if self.count == 1 and first == 0:
+        if self.count == 1 and first is None:
             return [path]
-        return [path.with_name(f"{path.stem}-{first + i:03d}{path.suffix}") for i in range(self.count)]
+        numbers = range(first or 0, (first or 0) + self.count)
+        return [path.with_name(f"{path.stem}-{i:03d}{path.suffix}") for i in numbers]
 
 
 def generate(

@@ -101,7 +101,9 @@ def parser() -> argparse.ArgumentParser:
         "longtake generate tats-atari -o out.mp4 --frames 1024 --label enduro --seed 3",
     )
     p.add_argument("model", metavar="MODEL", help="a model folder, a bundled name or a Hub id")
-    p.add_argument("-o", "--output", required=True, metavar="OUT.mp4", help="the video; several become OUT-000.mp4 ...")
+    p.add_argument(
+        "-o", "--output", required=True, metavar="OUT.mp4", help="the video; several become OUT-000.mp4 ..."
+    )
     p.add_argument("--frames", type=_positive, metavar="N", help="length in frames")
     p.add_argument("--seconds", type=float, metavar="S", help="length in seconds")
     p.add_argument("--seed", type=int, metavar="N", help="seed of the first video (default 0)")
@@ -159,7 +161,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--init", action="append", default=[], metavar="NET=MODEL", help="start a network from another model"
     )
-    p.add_argument("--dry-run", action="store_true", help="print what would be trained and what it costs, then stop")
+    p.add_argument(
+        "--dry-run", action="store_true", help="print what would be trained and what it costs, then stop"
+    )
     _device(p)
 
     p = _add(
@@ -186,9 +190,13 @@ def parser() -> argparse.ArgumentParser:
         "longtake convert tats vqgan.ckpt transformer.ckpt -o models/tats-sky",
     )
     p.add_argument("family", choices=["tats"])
-    p.add_argument("files", nargs="+", metavar="FILE", help="for tats: VQGAN.ckpt and, where there is one, TRANSFORMER.ckpt")
+    p.add_argument(
+        "files", nargs="+", metavar="FILE", help="for tats: VQGAN.ckpt and, where there is one, TRANSFORMER.ckpt"
+    )
     p.add_argument("-o", "--output", required=True, metavar="DIR")
-    p.add_argument("--fps", type=float, default=15.0, help="frame rate of the footage (checkpoints do not say; default 15)")
+    p.add_argument(
+        "--fps", type=float, default=15.0, help="frame rate of the footage (checkpoints do not say; default 15)"
+    )
     return top
 
 
@@ -221,24 +229,34 @@ def _data_commands(commands) -> None:
     p.add_argument("-o", "--output", required=True, metavar="DIR")
     p.add_argument("--size", type=_size, default=(64, 64), metavar="N or HxW", help="frame size (default 64)")
     p.add_argument("--fps", type=float, metavar="F", help="one frame rate for all (needed where they differ)")
-    p.add_argument("--crop", choices=["crop", "letterbox", "stretch"], default="crop", help="how frames become the size")
+    p.add_argument(
+        "--crop", choices=["crop", "letterbox", "stretch"], default="crop", help="how frames become the size"
+    )
     p.add_argument("--captions", metavar="CSV", help="columns file, text and, if timed, t0, t1 in seconds")
     p.add_argument("--test", type=float, default=0.1, metavar="SHARE", help="share of videos for the test split")
-    p.add_argument("--group", action="store_true", help="keep videos of one group on one side of the split")
-    p.add_argument("--split-lists", nargs="+", metavar="FILE", help="official lists, test lists have 'test' in the name")
+    p.add_argument("--split-by", choices=["group", "video"], default="group", help="what stays on one side of the split")
+    p.add_argument(
+        "--split-lists", nargs="+", metavar="FILE", help="official lists, test lists have 'test' in the name"
+    )
     p.add_argument("--min-frames", type=_positive, default=16, metavar="N", help="shorter videos are rejected")
     p.add_argument("--layout", default="auto", metavar="NAME", help="layout of SRC (default: recognised)")
     p.add_argument("--seed", type=int, default=0, help="of the split")
     p.add_argument("--workers", type=_positive, default=2, metavar="N")
 
-    p = _add(kinds, "inspect", data_inspect, "what is in a library", "longtake data inspect data/mine --sheet mine.png")
+    p = _add(
+        kinds, "inspect", data_inspect, "what is in a library", "longtake data inspect data/mine --sheet mine.png"
+    )
     p.add_argument("library", metavar="DIR")
     p.add_argument("--sheet", metavar="PNG", help="write a contact sheet")
 
 
 def _add(commands, name: str, run: Callable, text: str, example: str) -> argparse.ArgumentParser:
     p = commands.add_parser(
-        name, help=text, description=text[0].upper() + text[1:] + ".", epilog=f"example:\n  {example}", formatter_class=Help
+        name,
+        help=text,
+        description=text[0].upper() + text[1:] + ".",
+        epilog=f"example:\n  {example}",
+        formatter_class=Help,
     )
     p.add_argument("--debug", action="store_true", help="show tracebacks")
     p.set_defaults(run=run)
@@ -246,7 +264,9 @@ def _add(commands, name: str, run: Callable, text: str, example: str) -> argpars
 
 
 def _device(p: argparse.ArgumentParser) -> None:
-    p.add_argument("--device", default="auto", metavar="D", help="cpu, cuda, mps (default: cuda where there is one)")
+    p.add_argument(
+        "--device", default="auto", metavar="D", help="cpu, cuda, mps (default: cuda where there is one)"
+    )
 
 
 def _positive(text: str) -> int:
@@ -261,9 +281,20 @@ def _size(text: str) -> tuple[int, int]:
     return _positive(height), _positive(width or height)
 
 
+def _parse(argv: list[str] | None) -> Args:
+    """Parse, with FIELD=VALUE overrides of a recipe allowed anywhere (argparse itself takes them in one place only)."""
+    top = parser()
+    args, rest = top.parse_known_args(argv)
+    if rest:
+        if args.run is not train or any(text.startswith("-") or "=" not in text for text in rest):
+            top.error(f"unrecognized arguments: {' '.join(rest)}")
+        args.overrides += rest
+    return args
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit code: 0 done, 1 failed, 2 bad usage, 130 interrupted."""
-    args = parser().parse_args(argv)
+    args = _parse(argv)
     try:
         args.run(args)
         return 0

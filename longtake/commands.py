@@ -11,7 +11,14 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from longtake import api
 from longtake.config import read_yaml
@@ -76,7 +83,7 @@ def generate_to_file(args: argparse.Namespace) -> None:
         group = api.Video(system, video.stories[begin : begin + batch])
         sheet = args.sheet if begin == 0 else None
         with show_progress(f"frames of {group.count} video{'s' * (group.count > 1)}") as progress:
-            written += group.save(args.output, progress, sheet, first=begin, numbered=args.videos > 1)
+            written += group.save(args.output, progress, sheet, first=begin if args.videos > 1 else None)
     for path in [*written, *([Path(args.sheet)] if args.sheet else [])]:
         print(path)
 
@@ -139,14 +146,14 @@ def prepare_library(args: argparse.Namespace) -> None:
             fps=args.fps,
             captions=args.captions,
             crop=args.crop,
-            test=args.test,
-            by="group" if args.group else "video",
+            test_fraction=args.test,
+            split_seed=args.seed,
+            split_by=args.split_by,
             split_lists=args.split_lists,
             min_frames=args.min_frames,
             layout=args.layout,
-            seed=args.seed,
             workers=args.workers,
-            progress=progress,
+            progress=lambda done, total, name: progress(done, total),
         )
     print(report)
 

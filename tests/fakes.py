@@ -232,7 +232,10 @@ class WindowStage(Stage):
     def _loss(self, batch: Batch) -> Losses:
         first, second = batch["frames"][:, :, :16], batch["frames"][:, :, 8:]
         one, two = self.system.recall(first), self.system.recall(second)
-        return {"loss": F.l1_loss(one, first) + F.l1_loss(two, second), "seam": F.l1_loss(one[:, :, 8:], two[:, :, :8])}
+        return {
+            "loss": F.l1_loss(one, first) + F.l1_loss(two, second),
+            "seam": F.l1_loss(one[:, :, 8:], two[:, :, :8]),
+        }
 
     def step(self, batches: dict[str, Batch], engine: Engine) -> dict[str, float]:
         return engine.update("coder", self._loss, batches["pairs"])
@@ -305,14 +308,14 @@ class VideoStage(Stage):
         self.system, self.steps = system, system.config.steps
         self.clips = {"clips": Draw(ClipSpec(4, SIZE), system.config.batch)}
 
-    def derive(self, batch: Batch) -> dict[str, Tensor]:  # type: ignore[override]
+    def derive(self, batch: Batch) -> dict[str, Tensor]:
         return {"codes": self.system.encode(batch["frames"].movedim(1, 2))}
 
     def optimisers(self) -> dict[str, torch.optim.Optimizer]:
         return {"predictor": adam(self.system.predictor)}
 
     def _loss(self, batch: Batch) -> Losses:
-        codes = batch["codes"]  # type: ignore[typeddict-item]
+        codes = batch["codes"]
         return {"loss": F.mse_loss(self.system.predictor(codes[:, :-1]), codes[:, 1:])}
 
     def step(self, batches: dict[str, Batch], engine: Engine) -> dict[str, float]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TypedDict
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,29 +12,20 @@ from longtake.data.clips import Clip, ClipSpec
 from longtake.data.library import Library, captions_at
 
 
-class Batch(TypedDict, total=False):
-    """B clips of T frames. A batch holds the keys its spec asked for; derived keys are a stage's own."""
+class Batch(dict[str, Any]):
+    """B clips of T frames: a dict that holds the keys its spec asked for. Derived keys are a stage's own.
 
-    frames: Tensor
-    """(B, 3, T, H, W) float in [-1, 1]."""
-    times: Tensor
-    """(B, T) in source frames of the library's fps."""
-    label: Tensor
-    """(B,) int64 class index, -1 where there is none; (B, T) in a story's window."""
-    caption: list[list[tuple[float, float, str]]]
-    """For each clip its spans (t0, t1, text), in seconds of the video."""
-    audio: Tensor
-    """(B, T, S) float in [-1, 1], S samples a frame."""
-    states: Tensor
-    """(B, T, D) float in [0, 1]."""
-    video: Tensor
-    """(B,) row number in the library."""
-    start: Tensor
-    """(B,) first source frame."""
-    first: Tensor
-    """(B,) bool: the first clip of a chain."""
-    id: Tensor
-    """(B,) sample number: addressed noise of a training step is keyed by it."""
+    frames   (B, 3, T, H, W) float in [-1, 1]
+    times    (B, T) in source frames of the library's fps
+    label    (B,) int64 class index, -1 where there is none; (B, T) in a story's window
+    caption  for each clip its spans (t0, t1, text), in seconds of the video
+    audio    (B, T, S) float in [-1, 1], S samples a frame
+    states   (B, T, D) float in [0, 1]
+    video    (B,) row number in the library
+    start    (B,) first source frame
+    first    (B,) bool: the first clip of a chain
+    id       (B,) sample number: addressed noise of a training step is keyed by it
+    """
 
 
 def to_float(frames: np.ndarray) -> Tensor:
@@ -77,9 +68,9 @@ def split(batch: Batch, parts: int) -> list[Batch]:
     if size % parts:
         raise ValueError(f"a batch of {size} cannot be split into {parts} equal parts")
     n = size // parts
-    return [Batch(**{k: v[i * n : (i + 1) * n] for k, v in batch.items()}) for i in range(parts)]  # type: ignore
+    return [Batch(**{k: v[i * n : (i + 1) * n] for k, v in batch.items()}) for i in range(parts)]
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
     """Move every tensor of a batch."""
-    return Batch(**{k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()})  # type: ignore
+    return Batch(**{k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()})

@@ -117,10 +117,10 @@ class DerivedCache:
 
     def put(self, numbers: list[int | None], tensors: dict[str, Tensor]) -> None:
         """Keep the rows of `tensors` whose clip is countable."""
-        kept = [i for i, n in enumerate(numbers) if n is not None]
-        if not kept or not self._open(tensors) or self.known is None:
+        places = [n for n in numbers if n is not None]
+        if not places or not self._open(tensors) or self.known is None:
             return
-        places = [numbers[i] for i in kept]
+        kept = [i for i, n in enumerate(numbers) if n is not None]
         for name, tensor in tensors.items():
             self.files[name][places] = tensor[kept].cpu().numpy()
         self.known[places] = 1  # after the data: a kill between the two loses work, never truth

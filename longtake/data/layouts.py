@@ -347,6 +347,8 @@ def _hdf5(source: Path) -> list[Item]:
                 data: Any = file.get(f"{side}_data")
                 if data is None:
                     continue
+                if data.dtype != "uint8" or data.ndim != 4 or data.shape[-1] != 3:
+                    raise UserError(f"{source} holds {data.dtype} {data.shape}, not uint8 (N, H, W, 3)")
                 starts = [int(i) for i in sorted({*file[f"{side}_idx"][:], len(data)})]  # type: ignore[index]
                 items += [
                     Item(f"{side}/{n:06d}", ArrayMedia(source, f"{side}_data", a, b), split=side)

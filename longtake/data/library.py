@@ -22,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
+from longtake.config import from_dict
 from longtake.data import video
 from longtake.errors import UserError
 
@@ -102,8 +103,7 @@ class Library:
                 f"{self.path} has library format {raw['format']}, this version reads up to {FORMAT}; "
                 "update longtake"
             )
-        raw = {k: tuple(v) if isinstance(v, list) else v for k, v in raw.items()}
-        self.header = Header(**raw)
+        self.header = from_dict(Header, raw, str(header))
         self.rows = [Row.from_json(line) for line in (self.path / "index.jsonl").read_text().splitlines()]
 
     fps = property(lambda self: self.header.fps)

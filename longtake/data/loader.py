@@ -119,9 +119,9 @@ class Loader:
             kept.put([clips[i].number for i in missing], fresh)
             batch.pop("frames")
         have = [i for i in range(len(clips)) if i not in missing]
-        old = kept.get([clips[i].number for i in have]) if have else {}  # type: ignore[misc]
+        old = kept.get([clips[i].number for i in have]) if have else {}
         order = torch.tensor([*missing, *have]).argsort()
         for key in fresh or old:
             rows = torch.cat([part[key] for part in (fresh, old) if part])
-            batch[key] = rows[order]  # type: ignore[literal-required]
+            batch[key] = rows[order]
         return batch

@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import re
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -68,9 +69,9 @@ class _Plan:
     crop: Literal["crop", "letterbox", "stretch"]
     samples_per_frame: int | None
     min_frames: int
-    test_fraction: float
-    split_seed: int
-    split_by: Literal["video", "group"]
+    test: float
+    seed: int
+    by: Literal["video", "group"]
 
 
 def prepare(
@@ -83,7 +84,7 @@ def prepare(
     test_fraction: float = 0.1,
     split_seed: int = 0,
     split_by: Literal["video", "group"] = "group",
-    split_lists: Sequence[str | Path] = (),
+    split_lists: Sequence[str | Path] | None = None,
     min_frames: int = 16,
     workers: int | None = None,
     layout: str = "auto",
@@ -107,7 +108,7 @@ def prepare(
         min_frames: shorter videos are left out (stills are not).
         workers: threads; the result does not depend on their number.
         layout: see `layouts.find`.
-        progress: called with (videos done, videos in all, name), also from other threads.
+        progress: called with (videos done, videos in all, name), from other threads, one call at a time.
 
     Raises:
         UserError: nothing can be used, frame rates differ and no `fps` says which to take, or an argument
@@ -117,7 +118,7 @@ def prepare(
     size = (size, size) if isinstance(size, int) else (size[0], size[1])
     _check_arguments(size, fps, test_fraction)
     writer = LibraryWriter(output, size, fps or 0.0)
-    found = layouts.find(source, layout, [Path(path) for path in split_lists])
+    found = layouts.find(source, layout, [Path(path) for path in split_lists or ()])
     report = Report(output, ignored=found.ignored, notes=found.notes)
     items = _with_captions(found.items, Path(captions), report) if captions is not None else found.items
     workers = workers or min(8, os.cpu_count() or 1)
@@ -144,19 +145,21 @@ def prepare(
         for _, row in done:
             writer.add(row)
         report.accepted = len(done)
+        if test_fraction > 0 and all(row.split == "train" for _, row in done):
+            report.notes.append("no video fell to the test split; raise the test share or change the seed")
         report.rejected.sort()
         lines = [json.dumps({"file": f, "reason": r}, ensure_ascii=False) for f, r in report.rejected]
         (writer.folder / "rejected.jsonl").write_text("".join(line + "\n" for line in lines))
     return report
 
 
-def _check_arguments(size: tuple[int, int], fps: float | None, test_fraction: float) -> None:
+def _check_arguments(size: tuple[int, int], fps: float | None, test: float) -> None:
     if min(size) < 1:
         raise UserError(f"size {size[0]}x{size[1]} has no pixels; give a height and a width of at least 1", 2)
     if fps is not None and not 0 < fps <= 1000:
         raise UserError(f"fps {fps:g} cannot be; give frames a second, for example 15", 2)
-    if not 0 <= test_fraction <= 1:
-        raise UserError(f"test fraction {test_fraction:g} is not between 0 and 1", 2)
+    if not 0 <= test <= 1:
+        raise UserError(f"the test share {test:g} is not between 0 and 1", 2)
 
 
 def _nothing(source: Path, report: Report) -> UserError:
@@ -175,7 +178,7 @@ def _run(
     work: Callable[[Item], R], items: Sequence[Item], workers: int, report: Report, progress: Progress | None
 ) -> list[tuple[Item, R]]:
     """Do `work` on every item in threads (codecs release the GIL); refusals go to the report."""
-    done = 0
+    done, counting = 0, threading.Lock()
 
     def one(item: Item) -> tuple[Item, R | UserError]:
         nonlocal done
@@ -183,9 +186,10 @@ def _run(
             result: R | UserError = work(item)
         except UserError as error:
             result = error
-        done += 1
-        if progress is not None:
-            progress(done, len(items), item.name)
+        with counting:
+            done += 1
+            if progress is not None:
+                progress(done, len(items), item.name)
         return item, result
 
     kept = []
@@ -238,23 +242,22 @@ def _shared_rate(surveyed: list[tuple[Item, Facts]], source: Path, report: Repor
 
 def _write(item: Item, facts: Facts, id: str, plan: _Plan, writer: LibraryWriter) -> Row:
     """Re-encode one video, and its sound, into the library's folder."""
-    target = writer.media("video", id)
+    target, sound = writer.media("video", id), None
     options = {"crf": CRF, "gop": GOP, "pixel_format": "yuv444p"}
-    frames = video.write_video(target, _resized(_at_rate(item, facts, plan.fps), plan), plan.fps, **options)
     try:
+        frames = video.write_video(target, _resized(_at_rate(item, facts, plan.fps), plan), plan.fps, **options)
         _check_length(item, frames, plan.min_frames)
+        if plan.samples_per_frame is not None:
+            sound = writer.media("audio", id)
+            rate = round(plan.samples_per_frame * plan.fps)
+            wave = np.zeros(frames * plan.samples_per_frame, np.float32)
+            heard = item.media.sound(rate)[: len(wave)]
+            wave[: len(heard)] = heard
+            video.write_audio(sound, wave, rate)
     except UserError:
-        target.unlink()
+        target.unlink(missing_ok=True)
         raise
     seconds = frames / plan.fps
-    sound = None
-    if plan.samples_per_frame is not None:
-        rate = round(plan.samples_per_frame * plan.fps)
-        wave = np.zeros(frames * plan.samples_per_frame, np.float32)
-        heard = item.media.sound(rate)[: len(wave)]
-        wave[: len(heard)] = heard
-        sound = writer.media("audio", id)
-        video.write_audio(sound, wave, rate)
     return Row(
         id=id,
         file=writer.relative(target),
@@ -306,9 +309,9 @@ def _resized(frames: Iterable[np.ndarray], plan: _Plan) -> Iterator[np.ndarray]:
 
 def _side(item: Item, plan: _Plan) -> str:
     """By a hash of the video's or the group's name and the seed alone."""
-    name = item.group if plan.split_by == "group" and item.group is not None else item.name
-    digest = hashlib.sha256(f"{plan.split_seed}:{name}".encode()).digest()
-    return "test" if int.from_bytes(digest[:8], "big") < plan.test_fraction * 2**64 else "train"
+    name = item.group if plan.by == "group" and item.group is not None else item.name
+    digest = hashlib.sha256(f"{plan.seed}:{name}".encode()).digest()
+    return "test" if int.from_bytes(digest[:8], "big") < plan.test * 2**64 else "train"
 
 
 def _ids(names: Iterable[str]) -> dict[str, str]:

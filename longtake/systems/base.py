@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, TypeVar
 
@@ -176,6 +176,30 @@ class System(Trainable):
 
         The chunks are the system's own; memory stays bounded whatever the length.
         """
+
+    @property
+    def codebook_size(self) -> int:
+        """Codes of the tokenizer, 0 where there is none."""
+        return 0
+
+    def reconstruct(self, clips: Iterable[tuple[Tensor, int]]) -> Iterator[tuple[Tensor, Tensor, Tensor, int]]:
+        """Encode and decode successive clips of one video.
+
+        Args:
+            clips: (1, 3, frames, H, W) in [-1, 1] each, with the number of frames that are real.
+
+        Yields:
+            original, reconstruction (1, 3, frames, H, W), tokens, number of real frames.
+
+        Raises:
+            UserError: this system has no tokenizer.
+        """
+        raise UserError(f"{self.name} has no tokenizer, so it cannot reconstruct a video", code=2)
+
+    def compile(self) -> None:
+        """Compile the networks that generation runs through (torch.compile)."""
+        for name in self.inference:
+            self.networks[name].compile()
 
     def generate(self, stories: list[Story], chunk: int | None = None) -> Iterator[Tensor]:
         """Stream videos: checks the stories, rolls out, trims to exactly `frames` frames.

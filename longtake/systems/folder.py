@@ -1,8 +1,8 @@
 """Model folders: config.json, model.safetensors and a card. Nothing in them is ever executed.
 
-    config.json         system, its full configuration, what it knows of its footage
-    model.safetensors   every network that inference needs, by name (sharded when large)
-    card.md             recipe, library, steps, compute, metrics
+config.json         system, its full configuration, what it knows of its footage
+model.safetensors   every network that inference needs, by name (sharded when large)
+card.md             recipe, library, steps, compute, metrics
 """
 
 from __future__ import annotations

@@ -122,23 +122,23 @@ _DAMAGED = (
 )  # whatever a damaged or hostile file can make the readers raise
 
 
-class _Refused(Exception):
+class _RefusedError(Exception):
     """Why a file cannot be read; becomes a UserError with the file's name."""
 
 
 def _rebuild_tensor(storage: Any, offset: Any, size: Any, stride: Any, *rest: Any) -> Any:
     if not isinstance(storage, _Storage):
-        raise _Refused("a tensor in it has no storage")
+        raise _RefusedError("a tensor in it has no storage")
     size, stride = tuple(size), tuple(stride)
     numbers = (offset, *size, *stride)
     if len(size) != len(stride) or not all(type(n) is int and 0 <= n < 1 << 48 for n in numbers):
-        raise _Refused("a tensor in it has an impossible shape")
+        raise _RefusedError("a tensor in it has an impossible shape")
     count = 1
     for n in size:
         count *= n
     reach = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True)) + 1 if count else offset
     if reach > storage.numel or count > storage.numel:
-        raise _Refused("a tensor in it is larger than its storage")
+        raise _RefusedError("a tensor in it is larger than its storage")
     return _Tensor(storage, offset, size, stride)
 
 
@@ -149,7 +149,7 @@ def _rebuild_parameter(data: Any, *rest: Any) -> Any:
 def _encode(text: Any, encoding: Any = "latin1") -> bytes:
     """Bytes in pickles of protocol 2 come as text."""
     if encoding != "latin1" or not isinstance(text, str):
-        raise _Refused("it holds text in an unexpected encoding")
+        raise _RefusedError("it holds text in an unexpected encoding")
     return text.encode("latin1")
 
 
@@ -193,7 +193,7 @@ class _Function:
         return self._run(*args)
 
     def __setstate__(self, state: Any) -> None:
-        raise _Refused("its pickle tries to change a function")
+        raise _RefusedError("its pickle tries to change a function")
 
 
 _ALLOWED: dict[tuple[str, str], Callable[..., Any]] = {
@@ -244,15 +244,15 @@ class _Unpickler(pickle.Unpickler):
 
     def persistent_load(self, pid: Any) -> Any:
         if not (isinstance(pid, tuple) and len(pid) >= 5 and pid[0] == "storage"):
-            raise _Refused("it refers to something outside itself")
+            raise _RefusedError("it refers to something outside itself")
         _, dtype, key, _, numel = pid[:5]
         if not (isinstance(dtype, torch.dtype) and isinstance(key, str) and type(numel) is int and numel >= 0):
-            raise _Refused("a storage in it is not described as PyTorch does")
+            raise _RefusedError("a storage in it is not described as PyTorch does")
         if len(pid) > 5 and pid[5] is not None:
-            raise _Refused("it was written by a PyTorch older than 0.4")
+            raise _RefusedError("it was written by a PyTorch older than 0.4")
         storage = _Storage(key, dtype, numel)
         if self.storages.setdefault(key, storage) != storage:
-            raise _Refused(f"storage {key} is described twice, differently")
+            raise _RefusedError(f"storage {key} is described twice, differently")
         return storage
 
 
@@ -261,11 +261,11 @@ def _unpickle(file: BinaryIO) -> tuple[Any, dict[str, _Storage]]:
     start = file.tell()
     for opcode, argument, position in pickletools.genops(file):
         if opcode.name.startswith("EXT"):
-            raise _Refused("its pickle uses registered extensions")
-        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and not 0 <= int(argument) < MAX_MEMO:
-            raise _Refused("its pickle asks for too much memory")
+            raise _RefusedError("its pickle uses registered extensions")
+        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and not 0 <= int(argument or 0) < MAX_MEMO:
+            raise _RefusedError("its pickle asks for too much memory")
         if position is not None and position - start > MAX_PICKLE:
-            raise _Refused(f"its pickle is larger than {MAX_PICKLE >> 20} MiB")
+            raise _RefusedError(f"its pickle is larger than {MAX_PICKLE >> 20} MiB")
     length = file.tell() - start
     file.seek(start)
     unpickler = _Unpickler(file.read(length))
@@ -282,7 +282,7 @@ def _resolve(tree: Any, read: Callable[[_Storage], bytearray]) -> Any:
         if s.key not in storages:
             raw = read(s)
             if len(raw) != s.nbytes:
-                raise _Refused(f"it is cut short: storage {s.key} has {len(raw)} of {s.nbytes} bytes")
+                raise _RefusedError(f"it is cut short: storage {s.key} has {len(raw)} of {s.nbytes} bytes")
             storages[s.key] = torch.frombuffer(raw, dtype=s.dtype) if raw else torch.empty(0, dtype=s.dtype)
         return storages[s.key].as_strided(t.size, t.stride, t.offset)
 
@@ -311,23 +311,23 @@ def _read_zip(path: Path, skip: Collection[str]) -> Any:
     with zipfile.ZipFile(path) as archive:
         entries = {e.filename: e for e in archive.infolist()}
         if any(e.compress_type != zipfile.ZIP_STORED for e in entries.values()):
-            raise _Refused("its zip is compressed, which PyTorch never does")
+            raise _RefusedError("its zip is compressed, which PyTorch never does")
         if sum(e.file_size for e in archive.infolist()) > path.stat().st_size:
-            raise _Refused("its zip claims more than it can hold")
+            raise _RefusedError("its zip claims more than it can hold")
         pickles = [name for name in entries if name.split("/")[-1] == "data.pkl"]
         if len(pickles) != 1:
-            raise _Refused("its zip is not a PyTorch checkpoint")
+            raise _RefusedError("its zip is not a PyTorch checkpoint")
         if entries[pickles[0]].file_size > MAX_PICKLE:
-            raise _Refused(f"its pickle is larger than {MAX_PICKLE >> 20} MiB")
+            raise _RefusedError(f"its pickle is larger than {MAX_PICKLE >> 20} MiB")
         root = pickles[0].removesuffix("data.pkl")
         if root + "byteorder" in entries and archive.read(root + "byteorder") != b"little":
-            raise _Refused("its numbers are big-endian")
+            raise _RefusedError("its numbers are big-endian")
         tree, _ = _unpickle(io.BytesIO(archive.read(pickles[0])))
 
         def read(storage: _Storage) -> bytearray:
             name = f"{root}data/{storage.key}"
             if name not in entries:
-                raise _Refused(f"storage {storage.key} is missing")
+                raise _RefusedError(f"storage {storage.key} is missing")
             return bytearray(archive.read(name))
 
         return _resolve(_without(tree, skip), read)
@@ -339,15 +339,18 @@ def _read_pickles(path: Path, skip: Collection[str]) -> Any:
         tree, storages = _unpickle(file)
         places: dict[str, int] = {}
         if tree == LEGACY_MAGIC:
-            _unpickle(file), _unpickle(file)  # the protocol version; the sizes of the writer's integers
+            _unpickle(file)  # the protocol version
+            _unpickle(file)  # the sizes of the writer's integers
             tree, storages = _unpickle(file)
             keys, _ = _unpickle(file)
             for key in keys:
                 (numel,) = struct.unpack("<q", file.read(8))
                 if storages[key].numel != numel:
-                    raise _Refused(f"storage {key} has another size than its tensors say")
+                    raise _RefusedError(f"storage {key} has another size than its tensors say")
                 places[key] = file.tell()
                 file.seek(storages[key].nbytes, io.SEEK_CUR)
+            if file.tell() > path.stat().st_size:
+                raise _RefusedError("it is cut short")
 
         def read(storage: _Storage) -> bytearray:
             file.seek(places[storage.key])
@@ -372,7 +375,7 @@ def read_foreign(path: Path | str, skip: Collection[str] = ()) -> Any:
         return (_read_zip if zipped else _read_pickles)(path, skip)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}; give a checkpoint file") from error
-    except _Refused as error:
-        raise UserError(f"{path} cannot be used: {error}; download it again from its authors") from error
+    except _RefusedError as error:
+        raise UserError(f"{path} cannot be used: {error}; give a file as PyTorch writes it") from error
     except _DAMAGED as error:
-        raise UserError(f"{path} is not a complete checkpoint ({error}); download it again") from error
+        raise UserError(f"{path} is not a complete checkpoint ({error}); get it again") from error

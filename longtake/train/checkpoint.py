@@ -87,4 +87,3 @@ def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
 def _all(folder: Path) -> list[Path]:
     """Whole checkpoints in the order they were made: names begin with the stage's number."""
     return sorted(p for p in folder.iterdir() if (p / "state.json").is_file() and not p.name.startswith("."))
-

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import torch
 from lightning_fabric import Fabric
@@ -23,7 +24,7 @@ def make_fabric(precision: str, device: str) -> Fabric:
         accelerator={"mps": "mps", "cpu": "cpu"}.get(device, "cuda"),
         devices="auto" if processes and device != "cpu" else 1,
         strategy="ddp" if processes else "auto",
-        precision=mixed,  # type: ignore[arg-type]
+        precision=mixed,
     )
 
 
@@ -34,16 +35,12 @@ class FabricEngine:
     of a network, any number of times, with double backward or without.
     """
 
-    def __init__(
-        self, fabric: Fabric, networks: dict[str, nn.Module], stage: Stage, accumulate: int, seed: int
-    ):
+    def __init__(self, fabric: Fabric, networks: dict[str, nn.Module], stage: Stage, accumulate: int, seed: int):
         self.fabric, self.stage, self.accumulate = fabric, stage, accumulate
         self.step = 0
         self.device = fabric.device
         self.rng = Rng([f"{seed}/{stage.name}"])
-        self.optimisers = {
-            name: fabric.setup_optimizers(optimiser) for name, optimiser in stage.optimisers().items()
-        }
+        self.optimisers: dict[str, Any] = {n: fabric.setup_optimizers(o) for n, o in stage.optimisers().items()}
         self.rates = {name: [g["lr"] for g in o.param_groups] for name, o in self.optimisers.items()}
         self.networks = {name: networks[name] for name in stage.trains}
         self.ema = EMA(self.networks, stage.ema) if stage.ema is not None else None
@@ -80,13 +77,13 @@ class FabricEngine:
                     totals[key] = totals.get(key, 0) + torch.as_tensor(value).detach().float() / self.accumulate
             self._synchronise(parameters)
             module = next(iter(self.networks.values()))
-            norm = self.fabric.clip_gradients(module, current, max_norm=clip or 1e30, error_if_nonfinite=False)  # type: ignore[arg-type]
+            norm = self.fabric.clip_gradients(module, current, max_norm=clip or 1e30, error_if_nonfinite=False)
             current.step()
             current.zero_grad(set_to_none=True)
         if self.ema:
             self.ema.update(self.averages[optimiser])
         logs = {key: float(value) for key, value in totals.items() if key != "loss"}
-        return {**logs, f"{optimiser}/loss": float(totals["loss"]), f"{optimiser}/grad_norm": float(norm)}  # type: ignore[arg-type]
+        return {**logs, f"{optimiser}/loss": float(totals["loss"]), f"{optimiser}/grad_norm": float(norm)}
 
     @contextmanager
     def _only(self, parameters: list[nn.Parameter]) -> Iterator[None]:
@@ -110,7 +107,7 @@ class FabricEngine:
                 p.grad = torch.zeros_like(p)
         grads = [p.grad for p in parameters if p.grad is not None]
         flat = self.fabric.all_reduce(torch.cat([g.reshape(-1) for g in grads]), reduce_op="mean")
-        for grad, mean in zip(grads, flat.split([g.numel() for g in grads]), strict=True):  # type: ignore[union-attr]
+        for grad, mean in zip(grads, flat.split([g.numel() for g in grads]), strict=True):
             grad.copy_(mean.view_as(grad))
 
     def mean(self, logs: dict[str, float]) -> dict[str, float]:
@@ -118,7 +115,7 @@ class FabricEngine:
         if self.fabric.world_size == 1 or not logs:
             return logs
         values = self.fabric.all_reduce(torch.tensor(list(logs.values()), device=self.device), reduce_op="mean")
-        return dict(zip(logs, values.tolist(), strict=True))  # type: ignore[union-attr]
+        return dict(zip(logs, values.tolist(), strict=True))
 
     def averaged(self):
         """Context in which the networks hold their averaged weights, where the stage has any."""

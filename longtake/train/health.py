@@ -19,7 +19,9 @@ def check_batch(name: str, batch: Batch) -> None:
         return
     low, high = float(frames.min()), float(frames.max())
     if not math.isfinite(low + high) or low < -1.001 or high > 1.001:
-        raise UserError(f"the clips of {name} have values in [{low:g}, {high:g}], not in [-1, 1]; prepare them again")
+        raise UserError(
+            f"the clips of {name} have values in [{low:g}, {high:g}], not in [-1, 1]; prepare them again"
+        )
     if high - low < 1e-3:
         raise UserError(f"the first clips of {name} are all of one colour; check what was prepared")
 
@@ -52,4 +54,3 @@ def line(logs: dict[str, float]) -> str:
     if norms:
         parts.append("grad " + ", ".join(norms))
     return " | ".join(parts)
-

@@ -34,7 +34,9 @@ def build(recipe: Recipe, library: Library) -> System:
     for name, source in recipe.init.items():
         if name not in system.networks:
             known = ", ".join(system.networks)
-            raise UserError(f"--init {name}={source}: {recipe.system} has no network {name!r}; it has {known}", code=2)
+            raise UserError(
+                f"--init {name}={source}: {recipe.system} has no network {name!r}; it has {known}", code=2
+            )
         path = model_folder.find(source)
         model_folder.load_network(system, name, model_folder.read_state(path), path)
     return system
@@ -117,13 +119,17 @@ class Trainer:
                 )
         state = checkpoint.read(found)
         if state["library"] != self.library.hash:
-            raise UserError(f"{self.folder} was trained on another library than {self.library.path}; choose another --output")
+            raise UserError(
+                f"{self.folder} was trained on another library than {self.library.path}; choose another --output"
+            )
         if self.first:
             self.console.print(f"going on from {found.name} in {self.folder}")
         return state
 
     def _restored(self, state: dict) -> System:
-        system = system_class(self.recipe.system)(self.recipe.config, ModelInfo.of(self.library, self.recipe.config.size))
+        system = system_class(self.recipe.system)(
+            self.recipe.config, ModelInfo.of(self.library, self.recipe.config.size)
+        )
         for name, network in system.networks.items():
             network.load_state_dict(state["networks"][name])
         return system

@@ -31,6 +31,8 @@ class PriorConfig:
     """Width of the residual stream."""
     dropout: float = 0.0
     """Dropout probability while training."""
+    block: int | None = None
+    """Positions of the transformer; None: as many as a clip has tokens."""
     condition: Literal["none", "label"] = "none"
     """What stands before the video tokens: a start token, or the class of the clip."""
     shared_start: bool = False
@@ -55,8 +57,8 @@ class VQGANStageConfig:
     """Weight of the mean absolute error, in the [-0.5, 0.5] range of the official code."""
     perceptual_weight: float = 4.0
     """Weight of the perceptual distance of one random frame a clip; needs `perceptual`."""
-    perceptual: str | None = None
-    """File with VGG-16 and LPIPS weights that you bring; None leaves the perceptual loss out."""
+    perceptual: tuple[str, ...] = ()
+    """Files with the VGG-16 and LPIPS head weights that you bring; none leaves the perceptual loss out."""
     gan_weight: tuple[float, float] = (1.0, 1.0)
     """Weights of the image and the video discriminator."""
     gan_loss: Literal["hinge", "vanilla"] = "hinge"
@@ -156,9 +158,7 @@ SIZES = {
     ),
     "small": TATSConfig(
         size=(64, 64),
-        vqgan=VQGANConfig(
-            hidden=8, embedding=64, codes=1024, norm="group", padding=_REPLICATED_TIME, restart=1.0
-        ),
+        vqgan=VQGANConfig(hidden=8, embedding=64, codes=1024, norm="group", padding=_REPLICATED_TIME, restart=1.0),
         discriminator=DiscriminatorConfig(width=16, layers=2),
         prior=PriorConfig(layers=5, heads=4, width=256, condition="label"),
         vqgan_stage=VQGANStageConfig(

@@ -41,7 +41,9 @@ def latent_slices(system: TATS, stories: list[Story], rng: Rng) -> Iterator[Tens
     t, h, w = system.config.grid
     keep = t - 1 if settings.keep is None else settings.keep
     if not 1 <= keep < t or not 1 <= settings.new <= t - keep:
-        raise UserError(f"keep={keep} and new={settings.new} must be at least 1 and fit the {t} slices of a window", code=2)
+        raise UserError(
+            f"keep={keep} and new={settings.new} must be at least 1 and fit the {t} slices of a window", code=2
+        )
     total = -(-(stories[0].frames or 0) // system.config.vqgan.compression[0])
     sampling = SamplingSettings(settings.temperature, settings.top_k, settings.top_p)
     prior = Decoder(system.prior, len(stories), settings.precision)

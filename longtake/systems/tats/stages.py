@@ -84,7 +84,7 @@ class VQGANStage(Stage):
         logs = engine.update("generator", generator, batches["clips"], self.config.clip)
         if adversarial:
             real, fake, frame = (torch.cat(parts) for parts in zip(*made, strict=True))
-            pair = Batch(id=batches["clips"]["id"], frames=real, fake=fake, frame=frame)  # type: ignore[typeddict-unknown-key]
+            pair = Batch(id=batches["clips"]["id"], frames=real, fake=fake, frame=frame)
             logs |= engine.update("discriminator", self._discriminator, pair, self.config.clip)
         return logs
 
@@ -115,11 +115,11 @@ class VQGANStage(Stage):
 
     def _discriminator(self, batch: Batch) -> Losses:
         loss, real_mean, fake_mean = 0, 0, 0
-        for critic, weight, real_x, fake_x in self._views(batch["frames"], batch["fake"], batch["frame"]):  # type: ignore[typeddict-item]
+        for critic, weight, real_x, fake_x in self._views(batch["frames"], batch["fake"], batch["frame"]):
             real, fake = critic(real_x)[0], critic(fake_x)[0]
             loss = loss + weight * discriminator_loss(real, fake, self.config.gan_loss)
             real_mean, fake_mean = real_mean + real.mean() / 2, fake_mean + fake.mean() / 2
-        return {"loss": torch.as_tensor(loss), "real_logit": real_mean, "fake_logit": fake_mean}  # type: ignore[dict-item]
+        return {"loss": torch.as_tensor(loss), "real_logit": real_mean, "fake_logit": fake_mean}
 
     def validate(self, batches: dict[str, Batch]) -> dict[str, float]:
         frames = batches["clips"]["frames"]
@@ -155,7 +155,7 @@ class PriorStage(Stage):
         spec = ClipSpec(system.config.frames + before + after, system.config.size, conditions=conditions)
         self.clips = {"clips": Draw(spec, config.batch)}
 
-    def derive(self, batch: Batch) -> dict[str, Tensor]:  # type: ignore[override]
+    def derive(self, batch: Batch) -> dict[str, Tensor]:
         """Tokens (B, t, h, w) of the clips; int32 for the cache."""
         return {"tokens": self.system.vqgan.tokenize(batch["frames"]).to(torch.int32)}
 
@@ -172,7 +172,7 @@ class PriorStage(Stage):
         return schedule(step, self.config.steps, self.config.warmup, self.config.decay)
 
     def _loss(self, batch: Batch) -> Losses:
-        tokens = batch["tokens"].long().flatten(1) + self.system.offset  # type: ignore[typeddict-item]
+        tokens = batch["tokens"].long().flatten(1) + self.system.offset
         sequence = torch.cat([self.system.condition_tokens(batch["label"]), tokens], 1)
         logits = self.prior(sequence[:, :-1])[:, -tokens.shape[1] :]
         accuracy = (logits.argmax(-1) == tokens).float().mean()

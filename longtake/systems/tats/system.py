@@ -3,7 +3,7 @@ Transformer", ECCV 2022)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import ClassVar
 
 import torch
@@ -11,10 +11,12 @@ from torch import Tensor
 
 from longtake.errors import UserError
 from longtake.nn.discriminators import PatchDiscriminator
+from longtake.nn.perceptual import lpips
 from longtake.nn.transformer import Transformer, TransformerConfig
 from longtake.rollout.rng import Rng
 from longtake.story import Story
 from longtake.systems.base import ModelInfo, Stage, System
+from longtake.systems.foreign import read_foreign
 from longtake.systems.tats.config import SIZES, TATSConfig, TATSSettings
 from longtake.systems.tats.rollout import sliding_window
 from longtake.systems.tats.stages import PriorStage, VQGANStage
@@ -38,7 +40,7 @@ class TATS(System):
     def __init__(self, config: TATSConfig, info: ModelInfo):
         super().__init__(config, info)
         self.settings = TATSSettings()
-        self.accepts = frozenset({"label"} if config.prior.condition == "label" else ())  # type: ignore[misc]
+        self.accepts = frozenset({"label"} if config.prior.condition == "label" else ())
         frames = config.frames
         if frames % config.vqgan.compression[0] or any(
             s % c for s, c in zip(config.size, config.vqgan.compression[1:], strict=True)
@@ -56,7 +58,7 @@ class TATS(System):
         self.prior = Transformer(
             TransformerConfig(
                 vocabulary=self.offset + config.vqgan.codes,
-                block=t * h * w,
+                block=config.prior.block or t * h * w,
                 layers=config.prior.layers,
                 heads=config.prior.heads,
                 width=config.prior.width,
@@ -79,19 +81,41 @@ class TATS(System):
         return [VQGANStage(self), PriorStage(self)]
 
     def perceptual(self) -> torch.nn.Module | None:
-        """The perceptual distance of the first stage, if the recipe brings weights for it."""
-        path = self.config.vqgan_stage.perceptual
-        if path is None:
-            return None
-        from longtake.nn.perceptual import load_lpips
+        """The perceptual distance of the first stage, if the recipe brings weights for it.
 
-        return load_lpips(path)
+        Raises:
+            UserError: a file cannot be read, or VGG-16 or its LPIPS heads are not in it.
+        """
+        files = self.config.vqgan_stage.perceptual
+        if not files:
+            return None
+        state: dict[str, Tensor] = {}
+        for file in files:
+            state |= read_foreign(file)
+        try:
+            return lpips(state).requires_grad_(False).eval()
+        except ValueError as error:
+            raise UserError(f"{', '.join(files)}: {error}; give VGG-16 and LPIPS head weights") from None
 
     def condition_tokens(self, label: Tensor) -> Tensor:
         """What stands before the video tokens: labels (B,) -> ids (B, 1)."""
         if self.config.prior.condition == "label":
             return label.view(-1, 1)
         return torch.zeros(len(label), 1, dtype=torch.long, device=label.device)
+
+    @property
+    def codebook_size(self) -> int:
+        return self.config.vqgan.codes
+
+    def reconstruct(self, clips: Iterable[tuple[Tensor, int]]) -> Iterator[tuple[Tensor, Tensor, Tensor, int]]:
+        """Clips are encoded one by one, as in training; where real frames are wanted as padding, copies stand in."""
+        before, after = self.vqgan.extra_frames()
+        for network in self.networks.values():
+            network.eval()
+        for clip, real in clips:
+            padded = torch.cat([clip[:, :, :1]] * before + [clip] + [clip[:, :, -1:]] * after, 2)
+            tokens = self.vqgan.tokenize(padded.to(self.device))
+            yield clip, self.vqgan.detokenize(tokens), tokens, real
 
     def rollout(self, stories: list[Story], rng: Rng) -> Iterator[Tensor]:
         return sliding_window(self, stories, rng)
