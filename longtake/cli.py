@@ -76,7 +76,7 @@ def evaluate(args: Args) -> None:
 def convert(args: Args) -> None:
     from longtake.commands import convert_checkpoint
 
-    convert_checkpoint(args.family, args.files, args.output, args.fps)
+    convert_checkpoint(args.family, args.files, args.output, args.fps, args.size)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -197,6 +197,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--fps", type=float, default=15.0, help="frame rate of the footage (checkpoints do not say; default 15)"
     )
+    p.add_argument("--size", type=_size, metavar="N or HxW", help="frame size, where the checkpoint tells it wrongly")
     return top
 
 

@@ -200,12 +200,14 @@ def evaluate_model(args: argparse.Namespace) -> None:
     print(Path(args.output) / "result.json")
 
 
-def convert_checkpoint(family: str, files: list[str], output: str, fps: float) -> None:
+def convert_checkpoint(
+    family: str, files: list[str], output: str, fps: float, size: tuple[int, int] | None
+) -> None:
     """`longtake convert`."""
     from importlib import import_module
 
     module = import_module(f"longtake.systems.{family}.convert")
-    system: System = module.convert([Path(f) for f in files], fps)
+    system: System = module.convert([Path(f) for f in files], fps, size)
     from longtake.systems.folder import save
 
     save(system, output, card=f"# {family}\n\nConverted from {', '.join(Path(f).name for f in files)}.\n")

@@ -70,6 +70,8 @@ def _convert(value: Any, hint: Any, where: str, inherited: Any) -> Any:
     elif origin is Literal:
         if value in args:
             return value
+        if str(value) in args:  # YAML reads 32 as a number
+            return str(value)
         raise UserError(f"{where} must be one of {', '.join(map(str, args))}, got {value!r}", code=2)
     elif origin is tuple and isinstance(value, (list, tuple)):
         if args[-1] is Ellipsis:
@@ -102,7 +104,9 @@ def override(data: dict, assignment: str) -> None:
         raise UserError(f"{assignment!r} is not of the form field.name=value", code=2)
     *parents, last = path.split(".")
     for key in parents:
-        data = data.setdefault(key, {})
+        if data.get(key) is None:
+            data[key] = {}
+        data = data[key]
         if not isinstance(data, dict):
             raise UserError(f"{assignment!r} goes into {key!r}, which is not a group of settings", code=2)
     data[last] = read_yaml(text, assignment)

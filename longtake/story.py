@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -67,7 +68,9 @@ class Story:
         """
         if (self.frames is None) == (self.seconds is None):
             raise UserError("a story needs a length: give either frames or seconds", code=2)
-        rate = self.fps or fps
+        rate = fps if self.fps is None else self.fps
+        if not 0 < rate < math.inf or not math.isfinite(self.seconds or 0):
+            raise UserError("fps must be above 0, and it and seconds finite", code=2)
         frames = self.frames if self.frames is not None else round((self.seconds or 0) * rate)
         if frames < 1:
             raise UserError(f"a story of {frames} frames shows nothing; ask for at least 1", code=2)
@@ -106,8 +109,8 @@ def read_story(path: str | Path) -> Story:
     path = Path(path)
     try:
         text = path.read_text()
-    except OSError as error:
-        raise UserError(f"cannot read the story {path}: {error.strerror}", code=2) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read the story {path}: {getattr(error, 'strerror', error)}", code=2) from None
     raw = read_yaml(text, str(path))
     if isinstance(raw, dict):
         raw = dict(raw)

@@ -1,7 +1,7 @@
 """Reads the golden files: numbers of the official code on small models (`tests/golden`).
 
-`state.*` holds weights under their official names, `in.*` inputs, `out.*` and `out64.*` outputs in float32 and float64;
-the metadata says the configuration and, for each output, the tolerance.
+`state.*` holds weights under their official names, `in.*` inputs, `out.*` and `out64.*` outputs in float32 and in
+float64; the metadata says the configuration and, for each output, the tolerance.
 """
 
 from __future__ import annotations

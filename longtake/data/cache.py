@@ -98,7 +98,9 @@ class DerivedCache:
             self.files[name] = _map(self.folder / name, array.dtype, (self.clips, *array.shape))
         self.known = _map(self.folder / "known", np.dtype(np.uint8), (self.clips,))
         layout = {name: [str(a.dtype), list(a.shape)] for name, a in arrays.items()}
-        (self.folder / "layout.json").write_text(json.dumps(layout))
+        partial = self.folder / f".layout.{os.getpid()}.partial"
+        partial.write_text(json.dumps(layout))
+        os.replace(partial, self.folder / "layout.json")
         return True
 
     def reopen(self) -> None:
@@ -131,7 +133,9 @@ class DerivedCache:
 
 
 def _map(path: Path, dtype: np.dtype, shape: tuple[int, ...]) -> np.memmap:
-    return np.memmap(path, dtype, "r+" if path.exists() else "w+", shape=shape)
+    with path.open("ab") as file:  # "w+" would wipe what another process has just written
+        file.truncate(int(np.prod(shape, dtype=np.int64)) * dtype.itemsize)
+    return np.memmap(path, dtype, "r+", shape=shape)
 
 
 def _writable(folder: Path) -> bool:

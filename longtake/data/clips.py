@@ -92,19 +92,20 @@ class Sparse:
     distance: int | tuple[int, ...] = 32
 
     def span(self, frames: int) -> int:
-        return max(frames, min((d for d in self._distances(frames)), default=frames - 1) + 1)
+        return max(frames, min(self.distances(frames)) + 1)
 
     def starts(self, length: int, frames: int) -> int:
         return max(0, length - self.span(frames) + 1)
 
-    def _distances(self, frames: int) -> list[int]:
+    def distances(self, frames: int) -> list[int]:
+        """Distances between first and last frame that can be drawn."""
         every = range(frames - 1, self.distance + 1) if isinstance(self.distance, int) else self.distance
         return [d for d in every if d >= frames - 1]
 
     def indices(self, length: int, frames: int, start: int, noise: Noise) -> np.ndarray:
         if frames == 1:
             return np.array([noise.integer("start", length)])
-        fitting = [d for d in self._distances(frames) if d < length]
+        fitting = [d for d in self.distances(frames) if d < length]
         distance = fitting[noise.integer("distance", len(fitting))]
         first = noise.integer("start", length - distance)
         inner = 1 + np.argsort(noise.uniform("inner", (distance - 1,)), kind="stable")[: frames - 2]
@@ -113,7 +114,7 @@ class Sparse:
 
 @dataclass(frozen=True)
 class Window:
-    """Consecutive frames at starts `stride` apart, the grid shifted at random (R2's 24-frame windows)."""
+    """Consecutive frames from any start; a video counts once every `stride` places (R2's 24-frame windows)."""
 
     stride: int = 16
 
@@ -124,8 +125,7 @@ class Window:
         return 0 if length < frames else -(-(length - frames + 1) // self.stride)
 
     def indices(self, length: int, frames: int, start: int, noise: Noise) -> np.ndarray:
-        shift = noise.integer("shift", self.stride)
-        first = min(start * self.stride + shift, length - frames)
+        first = noise.integer("start", length - frames + 1)
         return first + np.arange(frames)
 
 
@@ -175,6 +175,10 @@ class ClipSpec:
     def __post_init__(self):
         if isinstance(self.mode, Still) and self.frames != 1:
             raise ValueError(f"still images have 1 frame, not {self.frames}")
+        if isinstance(self.mode, Sparse) and not self.mode.distances(self.frames):
+            raise ValueError(f"no distance of {self.mode} holds {self.frames} frames")
+        if isinstance(self.mode, Chain) and not 0 <= self.mode.overlap < self.frames:
+            raise ValueError(f"clips of {self.frames} frames cannot share {self.mode.overlap} with the next")
 
 
 @dataclass(frozen=True)

@@ -56,7 +56,7 @@ class Row:
         return Row(**raw)
 
     def to_json(self) -> str:
-        return json.dumps({k: v for k, v in asdict(self).items() if v not in (None, ())}, ensure_ascii=False)
+        return json.dumps({k: v for k, v in asdict(self).items() if v not in (None, ())})
 
 
 @dataclass(frozen=True)
@@ -97,14 +97,19 @@ class Library:
                 f"{self.path} is not a prepared library (no library.json); "
                 f"make one with: longtake data prepare {self.path} -o LIBRARY --size 64"
             )
-        raw = json.loads(header.read_text())
-        if raw.get("format", 0) > FORMAT:
+        try:
+            raw = json.loads(header.read_text())
+            newer = raw.get("format", 0) > FORMAT
+            lines = (self.path / "index.jsonl").read_text().splitlines()
+            self.rows = [] if newer else [Row.from_json(line) for line in lines]
+        except (OSError, ValueError, TypeError, AttributeError) as error:
+            raise UserError(f"{self.path} is a damaged library ({error}); prepare or copy it again") from None
+        if newer:
             raise UserError(
                 f"{self.path} has library format {raw['format']}, this version reads up to {FORMAT}; "
                 "update longtake"
             )
         self.header = from_dict(Header, raw, str(header))
-        self.rows = [Row.from_json(line) for line in (self.path / "index.jsonl").read_text().splitlines()]
 
     fps = property(lambda self: self.header.fps)
     classes = property(lambda self: self.header.classes)

@@ -6,7 +6,7 @@ Shapes: B rows, n tokens, C width, H heads, D = C / H, L positions, V ids.
 """
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor
@@ -24,17 +24,18 @@ Draw = Callable[[Tensor], Tensor]  # probabilities (B, V) -> ids (B,)
 
 
 def pack_linear(
-    weight: Tensor, bias: Tensor | None, precision: Precision, rows: int, gelu: bool = False
+    weight: Tensor, bias: Tensor | None, precision: Precision, rows: int | None, gelu: bool = False
 ) -> PackedLinear:
     """A linear layer (weight (out, in), bias (out,)) laid out for products with few rows.
 
     float32 and bfloat16 on a CPU with oneDNN are reordered once into its blocked layout, which a product with
     1 to 16 rows reads up to twice as fast as the plain one. int8 (CPU only) keeps one scale an output channel
     and quantises the activations on the fly with one scale a row, so rows stay independent. The layer takes
-    and returns bfloat16 if that is the precision, else float32. With `gelu`, exact GELU follows.
+    and returns bfloat16 if that is the precision, else float32. With `gelu`, exact GELU follows. `rows` is the
+    usual number of rows; None leaves float weights as they are, which is what `torch.compile` can work with.
 
     Raises:
-        UserError: int8 where there is no oneDNN.
+        UserError: int8 where there is no oneDNN, or compiled.
     """
     weight = weight.detach()
     bias = None if bias is None else bias.detach()
@@ -46,7 +47,7 @@ def pack_linear(
     blocked = weight.device.type == "cpu" and torch.backends.mkldnn.is_available()
     if dtype == torch.bfloat16:
         blocked = blocked and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    if not blocked:
+    if rows is None or not blocked:
         return lambda x: F.gelu(F.linear(x, weight, bias)) if gelu else F.linear(x, weight, bias)
     packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), rows)
     product = torch.ops.mkldnn._linear_pointwise.default
@@ -54,9 +55,11 @@ def pack_linear(
     return lambda x: product(x, packed, bias, after, [], "none")
 
 
-def _pack_int8(weight: Tensor, bias: Tensor | None, rows: int, gelu: bool) -> PackedLinear:
+def _pack_int8(weight: Tensor, bias: Tensor | None, rows: int | None, gelu: bool) -> PackedLinear:
     if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
-        raise UserError("int8 weights need a CPU build of PyTorch with oneDNN; use bfloat16 on this device.")
+        raise UserError("int8 weights need a CPU and a PyTorch with oneDNN; use bfloat16 on this device.")
+    if rows is None:
+        raise UserError("int8 weights cannot be compiled; use bfloat16 or leave compilation off.")
     scales = weight.abs().amax(1).clamp_min(1e-12) / 127
     quantised = (weight / scales[:, None]).round().to(torch.int8)
     packed = torch.ops.onednn.qlinear_prepack(quantised, [rows, weight.shape[1]])
@@ -81,7 +84,7 @@ def _pack_int8(weight: Tensor, bias: Tensor | None, rows: int, gelu: bool) -> Pa
 class _PackedBlock:
     """The weights of one block."""
 
-    def __init__(self, block: Block, precision: Precision, rows: int):
+    def __init__(self, block: Block, precision: Precision, rows: int | None):
         attention, mlp = block.attention, block.mlp
         self.norm1 = (block.norm1.weight.detach().float(), block.norm1.bias.detach().float())
         self.norm2 = (block.norm2.weight.detach().float(), block.norm2.bias.detach().float())
@@ -101,9 +104,17 @@ class Decoder:
         transformer: what to decode; its device is used.
         batch: number of rows B decoded together.
         precision: of weights and products: "float32", "bfloat16" or "int8" (CPU only).
+        compile: compile the single-token step with `torch.compile` at its first use. Its shapes are static, so
+            it attends over the whole cache under a mask; on CUDA it becomes one graph launch a token.
     """
 
-    def __init__(self, transformer: Transformer, batch: int, precision: Precision = "float32"):
+    def __init__(
+        self,
+        transformer: Transformer,
+        batch: int,
+        precision: Precision = "float32",
+        compile: bool = False,
+    ):
         config = transformer.config
         self.config = config
         self.heads, self.head_width = config.heads, config.width // config.heads
@@ -111,12 +122,19 @@ class Decoder:
         self.tokens = transformer.tokens.weight.detach().float()
         self.positions = transformer.positions.detach().float()
         device = self.tokens.device
-        self.blocks = [_PackedBlock(block, precision, batch) for block in transformer.blocks]
+        rows = None if compile else batch
+        self.blocks = [_PackedBlock(cast(Block, block), precision, rows) for block in transformer.blocks]
         self.norm = (transformer.norm.weight.detach().float(), transformer.norm.bias.detach().float())
-        self.head = pack_linear(transformer.head.weight, None, precision, batch)
+        self.head = pack_linear(transformer.head.weight, None, precision, rows)
         self.dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
         cached = torch.float32 if device.type == "cpu" else self.dtype
         self.cache = KVCache(config.layers, batch, config.heads, config.block, self.head_width, cached, device)
+        self._compiled: Callable[[Tensor, Tensor], Tensor] | None = None
+        if compile:
+            for buffer in (self.cache.keys, self.cache.values):  # lets a CUDA graph write into them
+                torch._dynamo.mark_static_address(buffer)
+            mode = "reduce-overhead" if device.type == "cuda" else None
+            self._compiled = torch.compile(self._static_step, mode=mode, fullgraph=True, dynamic=False)
 
     @torch.inference_mode()
     def prefill(self, tokens: Tensor) -> Tensor:
@@ -133,10 +151,14 @@ class Decoder:
         """
         cache, (B, n) = self.cache, tokens.shape
         start, end = cache.length, cache.length + n
-        if end > self.config.block or B != cache.batch:
+        if end > self.config.block or cache.batch != B:
             raise ValueError(
                 f"This decoder takes {cache.batch} rows of {self.config.block} tokens, not {B} of {end}."
             )
+        if n == 1 and self._compiled is not None:
+            logits = self._compiled(tokens[:, 0], torch.tensor([start], device=tokens.device))
+            cache.advance(1)
+            return logits
         x = (self.tokens[tokens] + self.positions[start:end]).view(B * n, -1)
         if n == 1:
             self._step(x)
@@ -172,6 +194,22 @@ class Decoder:
             attended = torch.bmm(scores.mul_(self.scale).softmax(-1), past_values).view(B, H * D)
             x.add_(block.out(attended.to(self.dtype)))
             x.add_(block.down(block.up(self._normed(x, block.norm2))))
+
+    def _static_step(self, tokens: Tensor, position: Tensor) -> Tensor:
+        """`_step` from tokens (B,) at `position` (1,) to logits (B, V), with shapes that never change."""
+        cache, B, H, D = self.cache, tokens.shape[0], self.heads, self.head_width
+        x = self.tokens[tokens] + self.positions[position]
+        mask = torch.arange(cache.capacity, device=x.device) <= position
+        for layer, block in enumerate(self.blocks):
+            qkv = block.qkv(self._normed(x, block.norm1)).to(cache.keys.dtype)
+            query, key, value = qkv.view(B, 3, H, 1, D).unbind(1)
+            keys, values = cache.keys[layer], cache.values[layer]
+            keys.index_copy_(2, position, key)
+            values.index_copy_(2, position, value)
+            attended = F.scaled_dot_product_attention(query, keys, values, mask[None, None, None])
+            x = x + block.out(attended.reshape(B, H * D).to(self.dtype))
+            x = x + block.down(block.up(self._normed(x, block.norm2)))
+        return self.head(self._normed(x, self.norm)).float()
 
     def _pass(self, x: Tensor, B: int, n: int) -> None:
         """All blocks for n new tokens a row; x (B * n, C) is changed in place."""
@@ -211,22 +249,21 @@ def generate_tokens(
         (B, count) int64, ids of the joint vocabulary.
     """
     first, stop = (ids.start, ids.stop) if ids is not None else (0, decoder.config.vocabulary)
+    uniforms = noise.to(prefix.device) if isinstance(noise, Tensor) else None
     tokens = torch.empty(len(prefix), count, dtype=torch.int64, device=prefix.device)
-    uniforms = noise.to(prefix.device).unbind(1) if isinstance(noise, Tensor) else None
     with torch.inference_mode():
         logits = decoder.prefill(prefix)
         for i in range(count):
             logits = logits[:, first:stop]
             if uniforms is not None:
-                drawn = sample(logits, uniforms[i], settings)
+                drawn = sample(logits, uniforms[:, i], settings)
             else:
-                drawn = _drawn(logits, noise, settings)
+                drawn = cast(Draw, noise)(_probabilities(logits, settings))
             tokens[:, i] = drawn + first
             if i + 1 < count:
                 logits = decoder.extend(tokens[:, i : i + 1])
     return tokens
 
 
-def _drawn(logits: Tensor, draw: Draw, settings: SamplingSettings) -> Tensor:
-    filtered = filter_logits(logits / settings.temperature, settings.top_k, settings.top_p)
-    return draw(filtered.softmax(-1))
+def _probabilities(logits: Tensor, settings: SamplingSettings) -> Tensor:
+    return filter_logits(logits / settings.temperature, settings.top_k, settings.top_p).softmax(-1)

@@ -65,7 +65,8 @@ def read_config(folder: Path) -> dict:
     """
     try:
         raw = json.loads((folder / "config.json").read_text())
-        raw["system"], raw["config"], raw["info"]
+        if not all(isinstance(raw[k], kind) for k, kind in (("system", str), ("config", dict), ("info", dict))):
+            raise TypeError
     except (OSError, ValueError, KeyError, TypeError):
         raise UserError(f"{folder / 'config.json'} is not the configuration of a longtake model") from None
     return raw
@@ -82,7 +83,10 @@ def read_state(folder: Path) -> dict[str, Tensor]:
         index = folder / "model.safetensors.index.json"
         if not index.exists():
             raise UserError(f"{folder} has no model.safetensors; has its training finished a first checkpoint?")
-        files = [folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
+        try:
+            files = [folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise UserError(f"{index} is damaged; copy or train the model again") from None
     state: dict[str, Tensor] = {}
     for file in files:
         if file.parent != folder:
@@ -175,6 +179,9 @@ def save(
         written = sorted(Path(scratch).iterdir(), key=lambda p: p.name == "config.json")
         for file in written:
             os.replace(file, folder / file.name)
+    for old in folder.glob("model*.safetensors*"):  # of a save with other shards
+        if old.name not in {file.name for file in written}:
+            old.unlink()
     return folder
 
 

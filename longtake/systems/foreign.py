@@ -14,6 +14,7 @@ import io
 import pickle
 import pickletools
 import struct
+import warnings
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Collection
@@ -110,13 +111,12 @@ _DAMAGED = (
     zipfile.BadZipFile,
     SafetensorError,
     struct.error,
-    NotImplementedError,
     ArithmeticError,
     AttributeError,
     EOFError,
     LookupError,
     MemoryError,
-    RecursionError,
+    RuntimeError,  # also RecursionError and NotImplementedError
     TypeError,
     ValueError,
 )  # whatever a damaged or hostile file can make the readers raise
@@ -259,6 +259,17 @@ class _Unpickler(pickle.Unpickler):
 def _unpickle(file: BinaryIO) -> tuple[Any, dict[str, _Storage]]:
     """The next pickle of `file`, which is left just behind it, and the storages it refers to."""
     start = file.tell()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # unknown escapes in the strings of damaged files
+        _inspect(file, start)
+        length = file.tell() - start
+        file.seek(start)
+        unpickler = _Unpickler(file.read(length))
+        return unpickler.load(), unpickler.storages
+
+
+def _inspect(file: BinaryIO, start: int) -> None:
+    """Walks through the instructions of a pickle without following them; refuses those that could do harm."""
     for opcode, argument, position in pickletools.genops(file):
         if opcode.name.startswith("EXT"):
             raise _RefusedError("its pickle uses registered extensions")
@@ -266,10 +277,6 @@ def _unpickle(file: BinaryIO) -> tuple[Any, dict[str, _Storage]]:
             raise _RefusedError("its pickle asks for too much memory")
         if position is not None and position - start > MAX_PICKLE:
             raise _RefusedError(f"its pickle is larger than {MAX_PICKLE >> 20} MiB")
-    length = file.tell() - start
-    file.seek(start)
-    unpickler = _Unpickler(file.read(length))
-    return unpickler.load(), unpickler.storages
 
 
 def _resolve(tree: Any, read: Callable[[_Storage], bytearray]) -> Any:

@@ -1,7 +1,7 @@
 """Checkpoints: complete or absent, whatever moment the process dies at.
 
-A checkpoint is a folder `<stage>-<step>` with `tensors.safetensors` and `state.json`. It is written under
-another name and renamed when whole. Nested state is cut into tensors and plain JSON, so nothing is pickled.
+A checkpoint is a folder `<stage number>-<step>-<stage>` with `tensors.safetensors` and `state.json`. It is written
+under another name and renamed when whole. Nested state is cut into tensors and plain JSON, so nothing is pickled.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ PARTIAL = ".partial-"
 def pack(value: Any, tensors: dict[str, Tensor], path: str = "") -> Any:
     """Move every tensor of nested dicts and lists into `tensors`; what is returned is plain JSON."""
     if isinstance(value, Tensor):
-        tensors[path] = value.detach().cpu().contiguous().clone()
-        return {"tensor": path}
+        name = f"{len(tensors)}{path}"  # numbered: keys that hold a slash, or 0 and "0", must not meet
+        tensors[name] = value.detach().cpu().contiguous().clone()
+        return {"tensor": name}
     if isinstance(value, dict):
         return {"dict": [[k, pack(v, tensors, f"{path}/{k}")] for k, v in value.items()]}
     if isinstance(value, (list, tuple)):
@@ -85,5 +86,5 @@ def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
 
 
 def _all(folder: Path) -> list[Path]:
-    """Whole checkpoints in the order they were made: names begin with the stage's number."""
+    """Whole checkpoints in the order they were made: names begin with the stage's number and the step."""
     return sorted(p for p in folder.iterdir() if (p / "state.json").is_file() and not p.name.startswith("."))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -22,7 +23,8 @@ def make_fabric(precision: str, device: str) -> Fabric:
     processes = torch.distributed.is_torchelastic_launched()
     return Fabric(
         accelerator={"mps": "mps", "cpu": "cpu"}.get(device, "cuda"),
-        devices="auto" if processes and device != "cpu" else 1,
+        devices=int(os.environ["LOCAL_WORLD_SIZE"]) if processes else 1,
+        num_nodes=int(os.environ["GROUP_WORLD_SIZE"]) if processes else 1,
         strategy="ddp" if processes else "auto",
         precision=mixed,
     )

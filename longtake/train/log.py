@@ -52,7 +52,7 @@ class Log:
                 entry = json.loads(text)
             except ValueError:  # the last line of a killed run
                 continue
-            if entry["total"] < self.offset + step or (entry["total"] == self.offset + step and step):
+            if entry["total"] <= self.offset + step:
                 kept.append(text)
         partial = self.file.with_name(".log.jsonl.partial")
         partial.write_text("".join(f"{text}\n" for text in kept))

@@ -79,6 +79,9 @@ class Trainer:
                 state = resume if resume and number == begin else None
                 self._run_stage(system, stages[number], number, offset, state)
                 offset += stages[number].steps
+                if self.stopped and number + 1 < len(stages):
+                    name = stages[number].name
+                    raise UserError(f"stopped at the end of {name}; the same command goes on from here")
         finally:
             if previous is not None:
                 signal.signal(signal.SIGTERM, previous)
@@ -173,7 +176,7 @@ class Trainer:
         if self.library.split("test"):
             held_out = self._held_out(stage, system)
         log = Log(self.folder, stage.name, offset, start, self.library.fps, self.first)
-        saved = f"{number}-{stage.name}-{start:08d}" if start else "none yet"
+        saved = f"{number}-{start:08d}-{stage.name}" if start else "none yet"
         clock, seen = time.monotonic(), start
         with progress_bar(self.console, self.first) as bar:
             task = bar.add_task(stage.name, total=stage.steps, completed=start)
@@ -202,6 +205,7 @@ class Trainer:
                 due = done % self.settings.validate_every == 0 or done == stage.steps
                 if due and held_out:
                     figures = self._validate(engine, stage, held_out)
+                    health.check_finite(figures, stage.name, done, saved)
                     log.figures(done, figures)
                     if self.first and not self.console.is_terminal:
                         text = ", ".join(f"{k} {v:.4g}" for k, v in figures.items())
@@ -212,9 +216,9 @@ class Trainer:
                 if held_out and (done % self.settings.preview_every == 0 or done == stage.steps):
                     self._preview(engine, stage, held_out, log, done)
                 if done < stage.steps and (done % self.settings.checkpoint_every == 0 or self.stopped):
-                    health.check_finite(logs, stage.name, done, saved)
+                    health.check_finite(engine.mean(logs), stage.name, done, saved)
                     saved = self._save(system, stage, engine, number, done, best)
-                if self.stopped:
+                if self.stopped and done < stage.steps:
                     log.close()
                     raise UserError(f"stopped at step {done} of {stage.name}; the same command goes on from here")
         log.close()
@@ -265,7 +269,7 @@ class Trainer:
 
     def _save(self, system: System, stage: Stage, engine: FabricEngine, number: int, step: int, best) -> str:
         """A checkpoint, and the model folder as it stands."""
-        name = f"{number}-{stage.name}-{step:08d}"
+        name = f"{number}-{step:08d}-{stage.name}"
         if self.first:
             state = {
                 "stage": number,
@@ -320,8 +324,8 @@ class Trainer:
                 "library": self.library.hash,
                 "networks": {n: net.state_dict() for n, net in system.networks.items()},
             }
-            checkpoint.write(self.folder / "checkpoints", f"{number + 1}-start-{0:08d}", state, self.settings.keep)
-            self._export(system)
+            self._export(system)  # before the checkpoint that says there is nothing left to do
+            checkpoint.write(self.folder / "checkpoints", f"{number + 1}-{0:08d}-start", state, self.settings.keep)
         self.fabric.barrier()
 
 

@@ -11,7 +11,9 @@ NUMPY = {"replicate": "edge", "zeros": "constant", "reflect": "reflect", "circul
 MODES = st.sampled_from(list(NUMPY))
 
 
-@pytest.mark.parametrize(("kernel", "stride", "amounts"), [(3, 1, (1, 1)), (4, 2, (1, 1)), (4, 1, (2, 1)), (1, 1, (0, 0))])
+@pytest.mark.parametrize(
+    ("kernel", "stride", "amounts"), [(3, 1, (1, 1)), (4, 2, (1, 1)), (4, 1, (2, 1)), (1, 1, (0, 0))]
+)
 def test_the_front_gets_the_larger_half(kernel, stride, amounts):
     assert padding_amounts(kernel, stride) == amounts
 

@@ -45,7 +45,7 @@ def test_equals_the_definition_of_lpips(convolutions, heads):
     torch.testing.assert_close(model(a, b), expected)
     assert not model.training
     assert not model.train().features.training
-    assert not list(p for p in model.parameters() if p.requires_grad)
+    assert not any(p.requires_grad for p in model.parameters())
 
 
 def test_gradient_reaches_the_image_and_is_finite_where_features_vanish():

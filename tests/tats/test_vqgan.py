@@ -7,7 +7,13 @@ from hypothesis import strategies as st
 from longtake.errors import UserError
 from longtake.nn.conv import Padding
 from longtake.systems.tats.convert import PADDINGS, vqgan_state
-from longtake.systems.tats.vqgan import VQGAN, VQGANConfig, WindowedDecoder, decoder_receptive_field, encoder_context
+from longtake.systems.tats.vqgan import (
+    VQGAN,
+    VQGANConfig,
+    WindowedDecoder,
+    decoder_receptive_field,
+    encoder_context,
+)
 
 REAL_FRAMES = Padding("none", "replicate")
 
@@ -57,7 +63,9 @@ def test_equals_the_official_code(name, dtype):
 def test_the_quirk_matters():
     """With padding as asked everywhere the zero-padded official model gives other numbers."""
     golden = Golden("tats_vqgan_444_batch_zero")
-    model = VQGAN(VQGANConfig(hidden=4, embedding=8, codes=32, compression=(4, 4, 4), padding=Padding("zeros", "zeros")))
+    model = VQGAN(
+        VQGANConfig(hidden=4, embedding=8, codes=32, compression=(4, 4, 4), padding=Padding("zeros", "zeros"))
+    )
     model.load_state_dict(vqgan_state(golden.state))
     z = model.eval().encode(golden.inputs["clip0"] * 2)
     assert (z - golden.out["prequant0"]).abs().max() > 0.01
@@ -103,7 +111,7 @@ def test_refuses_sizes_that_do_not_fit():
         small().encode(torch.zeros(1, 3, 10, 16, 16))
     with pytest.raises(UserError, match="height is 18"):
         small().encode(torch.zeros(1, 3, 8, 18, 16))
-    with pytest.raises(UserError, match="frames is 16 .* multiple of 4 plus 60 extra frames"):
+    with pytest.raises(UserError, match=r"frames is 16 .* multiple of 4 plus 60 extra frames"):
         VQGAN(VQGANConfig(hidden=2, codes=4, padding=REAL_FRAMES)).encode(torch.zeros(1, 3, 16, 16, 16))
 
 

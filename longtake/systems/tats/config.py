@@ -38,6 +38,10 @@ class PriorConfig:
     shared_start: bool = False
     """Official quirk: the start token shares the embedding of video code 0 instead of having one of its own."""
 
+    def __post_init__(self):
+        if self.width % self.heads:
+            raise ValueError(f"a width of {self.width} cannot be split into {self.heads} heads")
+
 
 @dataclass(frozen=True)
 class VQGANStageConfig:
@@ -57,8 +61,8 @@ class VQGANStageConfig:
     """Weight of the mean absolute error, in the [-0.5, 0.5] range of the official code."""
     perceptual_weight: float = 4.0
     """Weight of the perceptual distance of one random frame a clip; needs `perceptual`."""
-    perceptual: tuple[str, ...] = ()
-    """Files with the VGG-16 and LPIPS head weights that you bring; none leaves the perceptual loss out."""
+    perceptual: str | None = None
+    """File or folder with the VGG-16 and LPIPS weights that you bring; None leaves the perceptual loss out."""
     gan_weight: tuple[float, float] = (1.0, 1.0)
     """Weights of the image and the video discriminator."""
     gan_loss: Literal["hinge", "vanilla"] = "hinge"
@@ -158,16 +162,16 @@ SIZES = {
     ),
     "small": TATSConfig(
         size=(64, 64),
-        vqgan=VQGANConfig(hidden=8, embedding=64, codes=1024, norm="group", padding=_REPLICATED_TIME, restart=1.0),
+        vqgan=VQGANConfig(hidden=8, embedding=64, codes=1024, padding=_REPLICATED_TIME, restart=0.2),
         discriminator=DiscriminatorConfig(width=16, layers=2),
-        prior=PriorConfig(layers=5, heads=4, width=256, condition="label"),
+        prior=PriorConfig(layers=6, heads=4, width=224, condition="label"),
         vqgan_stage=VQGANStageConfig(
             steps=8000, batch=8, lr=4e-4, warmup=100, decay=True, discriminator_start=3000, ema=0.999
         ),
         prior_stage=PriorStageConfig(steps=6000, batch=32, lr=1e-3, warmup=200, decay=True, clip=1.0, ema=0.999),
     ),
     "base": TATSConfig(
-        vqgan=VQGANConfig(hidden=16, embedding=128, codes=4096, restart=1.0),
+        vqgan=VQGANConfig(hidden=16, embedding=128, codes=4096, restart=0.5),
         discriminator=DiscriminatorConfig(width=32),
         prior=PriorConfig(layers=12, heads=8, width=512),
         vqgan_stage=VQGANStageConfig(steps=100_000, lr=1e-4),

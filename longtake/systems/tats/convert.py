@@ -17,7 +17,9 @@ from torch import Tensor
 
 from longtake.errors import UserError
 from longtake.nn.conv import Padding
+from longtake.systems.base import ModelInfo, System
 from longtake.systems.foreign import read_foreign
+from longtake.systems.tats.config import PriorConfig, TATSConfig
 from longtake.systems.tats.vqgan import VQGANConfig
 
 State = dict[str, Tensor]
@@ -301,3 +303,53 @@ def _compression(
 def _count(state: Mapping[str, Tensor], pattern: str) -> int:
     """How many numbers occur where `pattern` has its group, in the names that it matches."""
     return len({m[1] for key in state if (m := re.match(pattern, key))})
+
+
+def convert(paths: list[Path], fps: float, size: tuple[int, int] | None = None) -> System:
+    """A system from the authors' files, ready to generate and to be fine-tuned.
+
+    Class names are not in the files: classes are called "0", "1" ... in the order of the authors' folders. A VQGAN
+    alone gets an untrained prior of the published size; train one on top of it with --init vqgan=MODEL.
+
+    Args:
+        paths: of the VQGAN, of the transformer, or of both.
+        fps: frame rate of the footage, which the files do not tell.
+        size: (height, width) of a frame, where the files tell it wrongly or not at all.
+
+    Raises:
+        UserError: as `read_official`, a transformer that TATS-base is not (text, audio, hierarchical), or one
+            trained on another number of tokens than size and frames make.
+    """
+    from longtake.systems.tats.system import TATS
+
+    found = read_official(*paths)
+    names = ", ".join(str(p) for p in paths)
+    prior = found.prior
+    if prior and (prior.condition not in ("none", "label") or prior.unmasked or prior.every > 1):
+        kind = prior.condition if prior.condition not in ("none", "label") else "hierarchical"
+        raise UserError(f"{names} holds a {kind} transformer, which this version cannot run; give a TATS-base one")
+    t, h, w = found.vqgan.compression
+    size = size or ((found.size, found.size) if found.size else (16 * h, 16 * w))
+    own = PriorConfig()
+    if prior:
+        own = PriorConfig(
+            layers=prior.layers,
+            heads=prior.heads,
+            width=prior.width,
+            block=prior.block,
+            condition="label" if prior.condition == "label" else "none",
+            shared_start=prior.condition == "none" and prior.offset == 0,
+        )
+    classes = tuple(map(str, range(prior.offset))) if prior and prior.condition == "label" else ()
+    config = TATSConfig(frames=found.frames or 16, size=size, vqgan=found.vqgan, prior=own)
+    tokens = config.grid[0] * config.grid[1] * config.grid[2]
+    if prior and tokens > prior.block:
+        raise UserError(
+            f"{names} holds a transformer of {prior.block} tokens, but {config.frames} frames of {size[0]}x{size[1]} "
+            f"are {tokens}; say the frame size it was trained on with --size HxW"
+        )
+    system = TATS(config, ModelInfo(fps=fps, size=size, classes=classes))
+    for name in ("vqgan", "prior"):
+        if name in found.networks:
+            system.networks[name].load_state_dict(found.networks[name])
+    return system

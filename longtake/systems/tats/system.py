@@ -11,12 +11,11 @@ from torch import Tensor
 
 from longtake.errors import UserError
 from longtake.nn.discriminators import PatchDiscriminator
-from longtake.nn.perceptual import lpips
 from longtake.nn.transformer import Transformer, TransformerConfig
 from longtake.rollout.rng import Rng
 from longtake.story import Story
 from longtake.systems.base import ModelInfo, Stage, System
-from longtake.systems.foreign import read_foreign
+from longtake.systems.lpips import load_lpips
 from longtake.systems.tats.config import SIZES, TATSConfig, TATSSettings
 from longtake.systems.tats.rollout import sliding_window
 from longtake.systems.tats.stages import PriorStage, VQGANStage
@@ -81,21 +80,9 @@ class TATS(System):
         return [VQGANStage(self), PriorStage(self)]
 
     def perceptual(self) -> torch.nn.Module | None:
-        """The perceptual distance of the first stage, if the recipe brings weights for it.
-
-        Raises:
-            UserError: a file cannot be read, or VGG-16 or its LPIPS heads are not in it.
-        """
-        files = self.config.vqgan_stage.perceptual
-        if not files:
-            return None
-        state: dict[str, Tensor] = {}
-        for file in files:
-            state |= read_foreign(file)
-        try:
-            return lpips(state).requires_grad_(False).eval()
-        except ValueError as error:
-            raise UserError(f"{', '.join(files)}: {error}; give VGG-16 and LPIPS head weights") from None
+        """The perceptual distance of the first stage, if the recipe brings weights for it."""
+        path = self.config.vqgan_stage.perceptual
+        return load_lpips(path).requires_grad_(False).eval() if path else None
 
     def condition_tokens(self, label: Tensor) -> Tensor:
         """What stands before the video tokens: labels (B,) -> ids (B, 1)."""

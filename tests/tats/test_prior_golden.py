@@ -1,0 +1,110 @@
+"""The transformer and the sampler against tensors computed with the official TATS code."""
+
+import pytest
+import torch
+from goldens import Golden
+from torch import Tensor
+
+from longtake.nn.transformer import Transformer, TransformerConfig
+from longtake.rollout.engine import Decoder, generate_tokens
+from longtake.rollout.sampling import SamplingSettings
+
+
+def transformer(file: Golden) -> Transformer:
+    """Our transformer with the official weights: renamed, and query, key and value stacked."""
+    state = {name.removeprefix("transformer."): tensor for name, tensor in file.state.items()}
+    ours = {
+        "tokens.weight": state["tok_emb.weight"],
+        "positions": state["pos_emb"][0],
+        "norm.weight": state["ln_f.weight"],
+        "norm.bias": state["ln_f.bias"],
+        "head.weight": state["head.weight"],
+    }
+    names = {"norm1": "ln1", "norm2": "ln2", "attention.out": "attn.proj", "mlp.up": "mlp.0", "mlp.down": "mlp.2"}
+    layers = sum(name.startswith("blocks.") and name.endswith("ln1.weight") for name in state)
+    for block in (f"blocks.{i}" for i in range(layers)):
+        for kind in ("weight", "bias"):
+            for name, official in names.items():
+                ours[f"{block}.{name}.{kind}"] = state[f"{block}.{official}.{kind}"]
+            parts = [state[f"{block}.attn.{part}.{kind}"] for part in ("query", "key", "value")]
+            ours[f"{block}.attention.qkv.{kind}"] = torch.cat(parts)
+    vocabulary, width = ours["tokens.weight"].shape
+    heads = file.config.get("transformer", file.config)["n_head"]
+    model = Transformer(TransformerConfig(vocabulary, len(ours["positions"]), layers, heads, width))
+    model.load_state_dict(ours)
+    return model.eval().requires_grad_(False)
+
+
+def inputs(file: Golden) -> Tensor:
+    """Condition and video tokens without the last one."""
+    return torch.cat([file.out["c_indices"], file.out["targets"]], 1)[:, :-1]
+
+
+@pytest.mark.parametrize("kind", ["class", "sparse_uncond"])
+def test_logits_are_the_official_ones(kind):
+    file = Golden(f"tats_transformer_{kind}")
+    model = transformer(file)
+    logits = model(inputs(file))
+    file.check("logits", logits)
+    loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), file.out["targets"].flatten())
+    file.check("loss", loss)
+    file.check("logits", model.double()(inputs(file)))
+
+
+def test_logits_under_the_interpolation_mask_are_the_official_ones():
+    file = Golden("tats_transformer_interp")
+    mask = file.state["transformer.blocks.0.attn.mask"][0, 0].bool()
+    logits = transformer(file)(inputs(file), mask=mask)
+    file.check("logits", logits)
+
+
+def test_logits_with_a_3d_position_table_are_the_official_ones():
+    file = Golden("tats_transformer_vtokens_pos")
+    (t0, t1), (h0, h1, w0, w1) = file.config["tbox"], file.config["cbox"]
+    table = file.state["vtokens_pos_emb"][0, t0:t1, h0:h1, w0:w1].flatten(0, 2)
+    file.check("logits", transformer(file)(file.inputs["tokens"], positions=table))
+
+
+def test_seeded_sampling_draws_the_official_tokens():
+    file = Golden("tats_sampling_seeded")
+    settings = SamplingSettings(1.0, file.config["top_k"], file.config["top_p"])
+    prefix, expected = file.inputs["prefix"], file.out["tokens"]
+    decoder = Decoder(transformer(file), len(prefix))
+    torch.manual_seed(file.config["torch_manual_seed"])
+    drawn = generate_tokens(
+        decoder,
+        prefix,
+        expected.shape[1],
+        lambda probabilities: torch.multinomial(probabilities, 1)[:, 0],
+        settings,
+    )
+    assert torch.equal(drawn, expected)
+
+
+@pytest.mark.parametrize("joint", [True, False], ids=["official clamp", "video ids only"])
+@pytest.mark.parametrize("kept", [1, 3])
+def test_sliding_windows_draw_the_official_tokens(kept, joint):
+    file = Golden("tats_sampling_sliding")
+    conditions, slice_tokens = file.config["n_cond"], file.config["side"] ** 2
+    ids = None if joint else range(conditions, conditions + file.config["n_codes"])
+    expected = file.out[f"greedy_p{kept}"].flatten(1)
+    decoder = Decoder(transformer(file), len(expected))
+    label = file.inputs["class_label"].expand(len(expected))[:, None]
+    drawn = label[:, :0]
+    while drawn.shape[1] < expected.shape[1]:
+        count = slice_tokens if drawn.shape[1] else kept * slice_tokens
+        prefix = torch.cat([label, drawn[:, -kept * slice_tokens :]], 1)
+        uniforms = torch.zeros(len(prefix), count)
+        window = generate_tokens(decoder, prefix, count, uniforms, SamplingSettings(top_k=1), ids)
+        drawn = torch.cat([drawn, window], 1)
+    assert torch.equal((drawn - conditions).clamp_min(0), expected)
+
+
+def test_one_window_and_its_logits_are_the_official_ones():
+    file = Golden("tats_sampling_sliding")
+    raw, model = file.out["greedy_raw"], transformer(file)
+    label = file.inputs["class_label"].expand(len(raw))[:, None]
+    uniforms = torch.zeros(raw.shape)
+    drawn = generate_tokens(Decoder(model, len(raw)), label, raw.shape[1], uniforms, SamplingSettings(top_k=1))
+    assert torch.equal(drawn, raw)
+    file.check("logits_teacher", model(torch.cat([label, raw[:, :-1]], 1)))
