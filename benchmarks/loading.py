@@ -1,6 +1,6 @@
 """Clips a second: decoded at every access, from the decoded cache, and what a training step eats.
 
-    python benchmarks/loading.py --data LIBRARY --recipe recipes/tats-atari-small.yaml --output docs/results/loading.json
+    python benchmarks/loading.py --data LIBRARY --output docs/results/loading.json
 
 One run, the same clips in every arm; the headline is the ratio of the loader's rate to the training step's.
 """
@@ -64,7 +64,7 @@ def main() -> None:
     for name, rate in rates.items():
         print(f"{name:26s} {rate:8.1f} clips/s, {rate / eaten:6.1f} times what the training step eats")
     if args.output:
-        record = {"recipe": Path(args.recipe).name, "frames": 16, "size": list(library.header.size), "clips_per_second": rates}
+        record = {"recipe": Path(args.recipe).name, "size": list(library.header.size), "clips_per_second": rates}
         Path(args.output).write_text(json.dumps(record, indent=1) + "\n")
 
 

@@ -24,6 +24,7 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -92,7 +93,8 @@ def peer(config: TransformerConfig, precision: str, batch: int, count: int, devi
         bos_token_id=None,
         eos_token_id=None,
     )
-    model = GPT2LMHeadModel(sizes).to(device, getattr(torch, precision)).eval()
+    model: Any = GPT2LMHeadModel(sizes)
+    model = model.to(device, getattr(torch, precision)).eval()
     prefix = torch.zeros(batch, 1, dtype=torch.int64, device=device)
 
     def generate() -> Tensor:

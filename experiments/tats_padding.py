@@ -9,7 +9,7 @@ VQGANs at 32 pixels that differ in nothing but padding, each with a prior of its
    statistics (FD[pixels], named so because it is no FVD), and motion, over time.
 
     python experiments/tats_padding.py --data data/atari --output runs/padding
-    python experiments/tats_padding.py --output runs/padding --table     # only rewrite docs/results from what is there
+    python experiments/tats_padding.py --output runs/padding --table     # only rewrite docs/results
 
 Runs resume; an arm that is done is not run again.
 """

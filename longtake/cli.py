@@ -191,11 +191,11 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("family", choices=["tats"])
     p.add_argument(
-        "files", nargs="+", metavar="FILE", help="for tats: VQGAN.ckpt and, where there is one, TRANSFORMER.ckpt"
+        "files", nargs="+", metavar="FILE", help="VQGAN.ckpt and, where there is one, TRANSFORMER.ckpt"
     )
     p.add_argument("-o", "--output", required=True, metavar="DIR")
     p.add_argument(
-        "--fps", type=float, default=15.0, help="frame rate of the footage (checkpoints do not say; default 15)"
+        "--fps", type=float, default=15.0, help="frame rate of the footage (default 15)"
     )
     p.add_argument("--size", type=_size, metavar="N or HxW", help="frame size, where the checkpoint tells it wrongly")
     return top

@@ -130,7 +130,16 @@ def sample_library(
     from longtake.data.samples import sample
 
     with show_progress("frames recorded") as progress:
-        sample(name, output, minutes=minutes, size=size, seed=seed, games=games, workers=workers, progress=progress)
+        sample(
+            name,
+            output,
+            minutes=minutes,
+            size=size,
+            seed=seed,
+            games=games,
+            workers=workers,
+            progress=lambda done, total, game: progress(done, total),
+        )
     inspect_library(output, None)
 
 

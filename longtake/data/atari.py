@@ -110,6 +110,8 @@ def play(name: str, frames: int, size: int, seed: int | tuple[int, ...]) -> Shot
     ale.setInt("random_seed", int(rng.integers(1 << 31)))
     ale.setFloat("repeat_action_probability", STICKY)
     ale.loadROM(ale_py.roms.get_rom_path(name))
+    ale.setMode(int(rng.choice(ale.getAvailableModes())))
+    ale.reset_game()
     player = _Player(ale, {action.name: action for action in ale.getLegalActionSet()}, game, rng)
     for _ in range(int(rng.integers(game.warm_up + 1))):
         player.step()
@@ -189,12 +191,14 @@ def _state(game: Game, step: _Step) -> np.ndarray:
 
 
 def _words(game: Game, steps: list[_Step], states: np.ndarray) -> Iterator[tuple[str, str]]:
+    ram, moves = np.stack([step.ram for step in steps]), np.array([step.move for step in steps])
+    reward = np.array([step.reward for step in steps])
+    ends = np.flatnonzero([step.died for step in steps]) - game.late
     for start in range(0, len(steps), FPS):
-        part = steps[start : start + FPS]
-        x, y = states[start : start + FPS, :2].mean(0)
-        reward = np.array([step.reward for step in part])
-        died = any(step.died for step in part)
-        yield game.describe(Second(np.stack([step.ram for step in part]), reward, died, float(x), float(y)))
+        part = slice(start, start + FPS)
+        x, y = states[part, :2].mean(0).tolist()
+        died = bool(((ends >= start) & (ends < start + FPS)).any())
+        yield game.describe(Second(ram[part], moves[part], reward[part], died, x, y))
 
 
 def captions(words: list[tuple[str, str]], frames: int, split: str) -> tuple[tuple[float, float, str], ...]:

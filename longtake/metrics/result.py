@@ -28,7 +28,7 @@ class Result:
     model: dict[str, Any]
     """System and hash of the weights."""
     protocol: dict[str, Any]
-    """Frames, numbers of videos, split, value range, seeds, conditions, versions: all that the figures depend on."""
+    """Frames, numbers of videos, split, value range, seeds, conditions, versions: all that figures depend on."""
     figures: dict[str, Figure]
 
     def write(self, path: Path) -> None:

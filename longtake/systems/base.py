@@ -116,7 +116,7 @@ class Stage(ABC):
         """Carried state beyond networks and optimisers: tensors and plain numbers."""
         return {}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027 (most stages carry nothing)
         """Take back what `state_dict` gave."""
 
 

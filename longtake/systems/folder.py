@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -170,6 +171,8 @@ def save(
         "config": to_dict(system.config),
         "info": to_dict(system.info),
     }
+    for left in folder.glob(".saving-*"):  # by a save that was killed
+        shutil.rmtree(left, ignore_errors=True)
     with tempfile.TemporaryDirectory(prefix=".saving-", dir=folder) as scratch:
         pattern = "model{suffix}.safetensors"
         save_torch_state_dict(tensors, scratch, filename_pattern=pattern, max_shard_size=SHARD)

@@ -50,7 +50,7 @@ class TATS(System):
                 code=2,
             )
         if config.prior.condition == "label" and not info.classes:
-            raise UserError("a prior conditioned on labels needs a library with classes; set prior.condition=none")
+            raise UserError("a prior conditioned on labels needs a library with classes; use condition=none")
         t, h, w = config.grid
         self.offset = len(info.classes) if config.prior.condition == "label" else 1 - config.prior.shared_start
         self.vqgan = VQGAN(config.vqgan)

@@ -1,0 +1,156 @@
+"""Is a long rollout of the bundled model still alive at its end?
+
+Eight videos of 1,024 frames, seeds 0 to 7, labels drawn from the model's own prior. For each: motion in the last
+128 frames against real footage of that game, the class that a small classifier sees in every 16-frame window, the
+longest still and the longest repeated stretch; over all: reconstruction PSNR on the test split. Writes
+docs/results/bundled_model.json, a table on stdout, and a contact sheet a video.
+
+    python experiments/bundled_model.py MODEL --data data/atari --output runs/bundled-check
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from longtake import api
+from longtake.data import video
+from longtake.data.batch import to_uint8
+from longtake.data.clips import ClipSpec, Draw
+from longtake.data.library import Library
+from longtake.data.loader import Loader
+from longtake.metrics.motion import MotionMeter, frame_differences, longest_repeat, longest_still
+from longtake.systems.folder import inference_state, weights_hash
+from longtake.systems.tats.losses import psnr
+
+FRAMES, VIDEOS, WINDOW, TAIL = 1024, 8, 16, 128
+RESULTS = Path(__file__).parents[1] / "docs" / "results" / "bundled_model.json"
+
+
+def classifier(classes: int) -> nn.Module:
+    """16-frame clips at 32 pixels -> class logits: three 3-D convolutions."""
+    layers: list[nn.Module] = []
+    for a, b in ((3, 16), (16, 32), (32, 64)):
+        layers += [nn.Conv3d(a, b, 3, stride=2, padding=1), nn.BatchNorm3d(b), nn.ReLU()]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(64, classes))
+
+
+def small(clips: torch.Tensor) -> torch.Tensor:
+    """Every second pixel: (B, 3, 16, 64, 64) -> (B, 3, 16, 32, 32)."""
+    return F.avg_pool3d(clips, (1, 2, 2))
+
+
+def train_classifier(library: Library, size: tuple[int, int], steps: int = 150) -> tuple[nn.Module, float]:
+    """A classifier of the library's classes and its accuracy on test clips."""
+    torch.manual_seed(0)
+    draw = {"clips": Draw(ClipSpec(WINDOW, size, conditions=("label",)), 16)}
+    net = classifier(len(library.classes))
+    optimiser = torch.optim.Adam(net.parameters(), 2e-3)
+    for batches in Loader(library, draw, seed=7).stream(0, steps):
+        batch = batches["clips"]
+        loss = F.cross_entropy(net(small(batch["frames"])), batch["label"])
+        loss.backward()
+        optimiser.step()
+        optimiser.zero_grad()
+    net.eval()
+    right = total = 0
+    with torch.no_grad():
+        for batches in Loader(library, draw, "test", seed=8).stream(0, 20):
+            batch = batches["clips"]
+            right += int((net(small(batch["frames"])).argmax(1) == batch["label"]).sum())
+            total += len(batch["label"])
+    return net, right / total
+
+
+def real_motion(library: Library, size: tuple[int, int]) -> dict[str, float]:
+    """Mean frame difference of each class over held-out clips."""
+    draw = {"clips": Draw(ClipSpec(WINDOW, size), 16)}
+    found: dict[str, list[float]] = {name: [] for name in library.classes}
+    for batches in Loader(library, draw, "test", seed=9).stream(0, 30):
+        batch = batches["clips"]
+        for value, label in zip(frame_differences(batch["frames"]).mean(1), batch["label"], strict=True):
+            found[library.classes[label]].append(float(value))
+    return {name: float(np.mean(values)) for name, values in found.items() if values}
+
+
+@torch.no_grad()
+def reconstruction(system, library: Library) -> dict[str, float]:
+    """PSNR over 160 test clips, mean and standard error."""
+    draw = {"clips": Draw(ClipSpec(system.config.frames, system.info.size), 8)}
+    values = []
+    for batches in Loader(library, draw, "test", seed=10).stream(0, 20):
+        for clip in batches["clips"]["frames"]:
+            values.append(float(psnr(clip[None], system.vqgan(clip[None]).video)))
+    return {"psnr": float(np.mean(values)), "standard_error": float(np.std(values) / len(values) ** 0.5)}
+
+
+def examine(clip: torch.Tensor, net: nn.Module, classes: tuple[str, ...]) -> dict:
+    """Figures of one video (1, 3, 1024, H, W)."""
+    meter = MotionMeter()
+    meter.push(clip)
+    windows = torch.cat(clip.split(WINDOW, 2))
+    with torch.no_grad():
+        seen = [classes[i] for i in net(small(windows)).argmax(1).tolist()]
+    differences = meter.differences[0]
+    return {
+        "first_window": seen[0],
+        "agreement": float(np.mean([s == seen[0] for s in seen])),
+        "last_window_agrees": seen[-1] == seen[0],
+        "motion_last": float(differences[-TAIL:].mean()),
+        "longest_still": longest_still(differences),
+        "longest_repeat": longest_repeat(meter.signature[0]),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model")
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--output", required=True)
+    parser.add_argument("--set", nargs="*", default=[], help="generation settings, name=value")
+    parser.add_argument("--dry", action="store_true", help="do not rewrite docs/results")
+    args = parser.parse_args()
+    folder = Path(args.output)
+    folder.mkdir(parents=True, exist_ok=True)
+    from longtake.commands import _settings
+
+    library, system = Library(args.data), api.configure(api.load(args.model), _settings(args.set))
+    net, accuracy = train_classifier(library, system.info.size)
+    level = real_motion(library, system.info.size)
+    made = api.generate(system, FRAMES, videos=VIDEOS).tensor().clamp(-1, 1)
+    rows = []
+    for i, clip in enumerate(made):
+        row = {"seed": i, **examine(clip[None], net, library.classes)}
+        row["motion_ratio_last"] = row["motion_last"] / level[row["first_window"]]
+        rows.append(row)
+        frames = to_uint8(clip)
+        sheet = video.contact_sheet(frames[:: FRAMES // 32], columns=16)
+        video.write_png(folder / f"seed-{i}.png", sheet)
+        last = "agrees" if row["last_window_agrees"] else "differs"
+        print(
+            f"seed {i}: {row['first_window']:10s} agrees {row['agreement']:.0%}, last window {last}, motion "
+            f"{row['motion_ratio_last']:.2f} of real, longest still {row['longest_still']}, "
+            f"longest repeat {row['longest_repeat']}"
+        )
+    record = {
+        "weights": weights_hash(inference_state(system)),
+        "library": library.hash,
+        "settings": system.settings.__dict__,
+        "classifier_test_accuracy": accuracy,
+        "real_motion": level,
+        "reconstruction": reconstruction(system, library),
+        "videos": rows,
+    }
+    print(f"classifier accuracy on test {accuracy:.1%}; PSNR {record['reconstruction']['psnr']:.2f} dB")
+    if not args.dry:
+        RESULTS.write_text(json.dumps(record, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
