@@ -23,7 +23,9 @@ from longtake.systems.tats.rollout import WindowedDecoder
 from longtake.systems.tats.system import TATS
 
 
-def leaves(parser: argparse.ArgumentParser, name: tuple[str, ...] = ()) -> dict[tuple[str, ...], argparse.ArgumentParser]:
+def leaves(
+    parser: argparse.ArgumentParser, name: tuple[str, ...] = ()
+) -> dict[tuple[str, ...], argparse.ArgumentParser]:
     """Every command, by its words."""
     found = {}
     for action in parser._actions:
@@ -192,7 +194,8 @@ def test_what_cannot_be_generated(model, tmp_path, capsys, monkeypatch, code, me
 
 
 @pytest.mark.parametrize(
-    ("output", "message"), [("out.avi", "choose a name that ends in .mp4"), ("none/out.mp4", "there is no folder none")]
+    ("output", "message"),
+    [("out.avi", "choose a name that ends in .mp4"), ("none/out.mp4", "there is no folder none")],
 )
 def test_where_it_cannot_be_written(model, tmp_path, capsys, monkeypatch, output, message):
     monkeypatch.chdir(tmp_path)
@@ -261,7 +264,9 @@ def test_train_takes_overrides_before_and_after_options(recipe, library, tmp_pat
 
 
 def test_dry_run_trains_nothing(recipe, library, tmp_path, capsys):
-    assert run("train", recipe, "--data", library, "-o", tmp_path / "run", "--dry-run", "config.prior.width=64") == 0
+    assert (
+        run("train", recipe, "--data", library, "-o", tmp_path / "run", "--dry-run", "config.prior.width=64") == 0
+    )
     told = capsys.readouterr().out
     for part in ("width: 64", "network vqgan: ", "stage prior: 2 updates", "GFLOP an update", "GiB"):
         assert part in told

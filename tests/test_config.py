@@ -117,7 +117,15 @@ def test_bad_overrides(text, message):
 
 @pytest.mark.parametrize(
     ("text", "value"),
-    [("1e-4", 1e-4), ("9.0e-05", 9e-5), ("-2E3", -2000.0), (".5", 0.5), ("3", 3), ("'1e-4'", "1e-4"), ("v1e4", "v1e4")],
+    [
+        ("1e-4", 1e-4),
+        ("9.0e-05", 9e-5),
+        ("-2E3", -2000.0),
+        (".5", 0.5),
+        ("3", 3),
+        ("'1e-4'", "1e-4"),
+        ("v1e4", "v1e4"),
+    ],
 )
 def test_yaml_numbers(text, value):
     read = read_yaml(text, "x")
@@ -172,7 +180,7 @@ def test_bad_recipes(tmp_path, fields, overrides, message):
 
 
 def test_unreadable_recipes(tmp_path):
-    with pytest.raises(UserError, match="cannot read the recipe .*: No such file"):
+    with pytest.raises(UserError, match=r"cannot read the recipe .*: No such file"):
         read_recipe(tmp_path / "none.yaml")
     (tmp_path / "list.yaml").write_text("- 1")
     with pytest.raises(UserError, match="is not a recipe"):

@@ -34,7 +34,7 @@ def module(path: Path) -> str:
 
 
 def imports(path: Path) -> set[str]:
-    """Every module imported anywhere in a file, also in functions; `from a import b` names a.b where that is one."""
+    """Every module imported anywhere in a file; `from a import b` names a.b where that is a module."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):

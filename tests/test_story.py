@@ -124,7 +124,7 @@ def test_bad_yaml(tmp_path, text, message):
 
 
 def test_unreadable_story(tmp_path):
-    with pytest.raises(UserError, match="cannot read the story .*none.yaml: No such file"):
+    with pytest.raises(UserError, match=r"cannot read the story .*none.yaml: No such file"):
         read_story(tmp_path / "none.yaml")
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00\x80")
     with pytest.raises(UserError, match="cannot read the story"):

@@ -28,8 +28,8 @@ REPEAT = 4
 """Emulator frames a video frame."""
 SAMPLES_PER_FRAME = 2048
 """The emulator makes 512 samples for each of its frames."""
-LONGEST = 2048
-"""Frames of a shot, unless the game ends before."""
+PLANNED = 2048
+"""Frames of a shot, about: a game's frames are shared out evenly, and a shot is shorter if the game ends."""
 STATE_NAMES = ("x", "y", "right", "up", "fire")
 WITHHELD = 6
 """One in so many captions is kept whole for test shots only."""
@@ -79,7 +79,11 @@ def build(
     _check(names, minutes, size, test)
     _import_ale()
     each = max(2, round(minutes * 60 * FPS / len(names)))
-    header: dict[str, Any] = {"samples_per_frame": SAMPLES_PER_FRAME, "state_names": STATE_NAMES, "split_seed": seed}
+    header: dict[str, Any] = {
+        "samples_per_frame": SAMPLES_PER_FRAME,
+        "state_names": STATE_NAMES,
+        "split_seed": seed,
+    }
     with LibraryWriter(output, (size, size), float(FPS), **header) as writer:
         for kind in ("video", "audio", "states"):
             writer.media(kind, "any")  # makes the folder before several processes write to it
@@ -226,7 +230,7 @@ def withheld(text: str) -> bool:
 
 def _record(folder: Path, job: Job) -> list[Row]:
     """Play a game until its frames are reached and write the media; returns the rows."""
-    planned = max(2, round(job.frames / LONGEST))
+    planned = max(2, round(job.frames / PLANNED))
     longest = -(-job.frames // planned)
     key = (job.seed, zlib.crc32(job.name.encode()))
     made, left, lengths = [], job.frames, []
@@ -294,6 +298,8 @@ def _import_ale() -> Any:
     try:
         import ale_py
     except ImportError:
-        raise UserError("the Atari games need the package ale-py; install it with: pip install 'longtake[atari]'") from None
+        raise UserError(
+            "the Atari games need the package ale-py; install it with: pip install 'longtake[atari]'"
+        ) from None
     ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
     return ale_py

@@ -143,7 +143,13 @@ def _freeway_words(second: Second) -> tuple[str, str]:
         what = "the chicken crosses the road"
     else:
         what = "the chicken walks back" if height[-1] < height[0] - 2 else "the chicken waits"
-    lane = ("at the lower kerb", "in the lower lanes", "at the middle line", "in the upper lanes", "at the upper kerb")
+    lane = (
+        "at the lower kerb",
+        "in the lower lanes",
+        "at the middle line",
+        "in the upper lanes",
+        "at the upper kerb",
+    )
     return what, lane[int(np.digitize(1 - second.y, (0.13, 0.42, 0.58, 0.87)))]
 
 
@@ -291,7 +297,9 @@ GAMES: dict[str, Game] = {
     "boxing": Game((22, 188, 22, 138), _boxing_position, _boxing_policy, _boxing_words),
     "enduro": Game((20, 156, 8, 160), _enduro_position, _enduro_policy, _enduro_words, warm_up=1200),
     "freeway": Game((14, 196, 8, 160), _freeway_position, _freeway_policy, _freeway_words),
-    "riverraid": Game((2, 162, 8, 160), _riverraid_position, _riverraid_policy, _riverraid_words, {64: 24, 55: 40}, late=42),
+    "riverraid": Game(
+        (2, 162, 8, 160), _riverraid_position, _riverraid_policy, _riverraid_words, {64: 24, 55: 40}, late=42
+    ),
     "seaquest": Game((32, 186, 8, 160), _seaquest_position, _seaquest_policy, _seaquest_words, {59: 3}, late=20),
     "skiing": Game((28, 184, 8, 152), _skiing_position, _skiing_policy, _skiing_words),
 }

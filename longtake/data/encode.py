@@ -56,7 +56,8 @@ class VideoWriter:
         self.path, self.fps, self.audio_rate = Path(path), fps, audio_rate
         self.frames = 0
         self._partial = _partial(self.path)
-        self._options = {"crf": str(crf), "g": str(gop), "keyint_min": "1"}
+        # No B-frames: x264 does not make the same bytes twice with them, and random access is simpler without.
+        self._options = {"crf": str(crf), "g": str(gop), "keyint_min": "1", "bf": "0"}
         self._pixel_format = pixel_format
         self._waiting = np.zeros(0, np.float32) if audio is None else audio.astype(np.float32)
         self._heard = 0

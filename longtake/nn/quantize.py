@@ -35,6 +35,13 @@ class Quantised(NamedTuple):
     """Scalar in (0, 1]: fraction of the codes that this batch used."""
 
 
+def unquantised(z: Tensor) -> Quantised:
+    """`z` (B, D, ...) as it is, with no loss and no codes used: for training before there is a codebook."""
+    zero = torch.zeros((), device=z.device)
+    indices = torch.zeros(z.shape[0], *z.shape[2:], dtype=torch.int64, device=z.device)
+    return Quantised(z, indices, zero, zero, zero)
+
+
 class EMACodebook(nn.Module):
     """K embeddings of width D, moved towards the vectors that choose them; no gradient reaches them.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -12,6 +13,7 @@ from lightning_fabric import Fabric
 from torch import nn
 
 from longtake.data.batch import Batch, split, to_device
+from longtake.nn.distributed import all_reduce_sum
 from longtake.rollout.rng import Rng
 from longtake.systems.base import Losses, Stage
 from longtake.train.ema import EMA
@@ -21,6 +23,8 @@ def make_fabric(precision: str, device: str) -> Fabric:
     """Fabric for this process; under torchrun it joins the others (gloo on CPU, nccl on CUDA)."""
     mixed = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}[precision]
     processes = torch.distributed.is_torchelastic_launched()
+    if processes:
+        atexit.register(_leave)
     return Fabric(
         accelerator={"mps": "mps", "cpu": "cpu"}.get(device, "cuda"),
         devices=int(os.environ["LOCAL_WORLD_SIZE"]) if processes else 1,
@@ -28,6 +32,12 @@ def make_fabric(precision: str, device: str) -> Fabric:
         strategy="ddp" if processes else "auto",
         precision=mixed,
     )
+
+
+def _leave() -> None:
+    """End gloo's threads before the interpreter ends, which aborts otherwise (Fabric does so for nccl only)."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 class FabricEngine:
@@ -108,7 +118,7 @@ class FabricEngine:
             if p.grad is None:
                 p.grad = torch.zeros_like(p)
         grads = [p.grad for p in parameters if p.grad is not None]
-        flat = self.fabric.all_reduce(torch.cat([g.reshape(-1) for g in grads]), reduce_op="mean")
+        flat = all_reduce_sum(torch.cat([g.reshape(-1) for g in grads])) / self.fabric.world_size
         for grad, mean in zip(grads, flat.split([g.numel() for g in grads]), strict=True):
             grad.copy_(mean.view_as(grad))
 
@@ -116,7 +126,7 @@ class FabricEngine:
         """Logged figures, averaged over processes."""
         if self.fabric.world_size == 1 or not logs:
             return logs
-        values = self.fabric.all_reduce(torch.tensor(list(logs.values()), device=self.device), reduce_op="mean")
+        values = all_reduce_sum(torch.tensor(list(logs.values()), device=self.device)) / self.fabric.world_size
         return dict(zip(logs, values.tolist(), strict=True))
 
     def averaged(self):

@@ -17,6 +17,7 @@ from longtake.data.batch import to_device
 from longtake.data.library import Library
 from longtake.data.loader import Loader
 from longtake.errors import UserError
+from longtake.nn.distributed import all_reduce_sum
 from longtake.systems import folder as model_folder
 from longtake.systems import system_class
 from longtake.systems.base import ModelInfo, Stage, System
@@ -79,18 +80,25 @@ class Trainer:
                 state = resume if resume and number == begin else None
                 self._run_stage(system, stages[number], number, offset, state)
                 offset += stages[number].steps
-                if self.stopped and number + 1 < len(stages):
+                if self._agreed_stop() and number + 1 < len(stages):
                     name = stages[number].name
                     raise UserError(f"stopped at the end of {name}; the same command goes on from here")
         finally:
             if previous is not None:
                 signal.signal(signal.SIGTERM, previous)
         if self.first:
-            self.console.print(f"done: the model is in {self.folder}")
+            self.console.print(f"done: the model is in {self.folder}", soft_wrap=True)
         return self.folder
 
     def _stop(self, *_) -> None:
         self.stopped = True
+
+    def _agreed_stop(self) -> bool:
+        """Whether any process was told to stop: all do so at the same step, or the others would wait for it."""
+        if self.fabric.world_size > 1:
+            told = torch.tensor(float(self.stopped), device=self.fabric.device)
+            self.stopped = bool(all_reduce_sum(told) > 0)
+        return self.stopped
 
     @staticmethod
     def _main_thread() -> bool:
@@ -126,7 +134,7 @@ class Trainer:
                 f"{self.folder} was trained on another library than {self.library.path}; choose another --output"
             )
         if self.first:
-            self.console.print(f"going on from {found.name} in {self.folder}")
+            self.console.print(f"going on from {found.name} in {self.folder}", soft_wrap=True)
         return state
 
     def _restored(self, state: dict) -> System:
@@ -186,9 +194,9 @@ class Trainer:
                         health.check_batch(name, batch)
                 engine.begin(step)
                 logs = stage.step(batches, engine)
-                done = step + 1
+                done, stopped = step + 1, self._agreed_stop()
                 bar.update(task, completed=done)
-                if done % self.settings.log_every == 0 or done == stage.steps or self.stopped:
+                if done % self.settings.log_every == 0 or done == stage.steps or stopped:
                     logs = engine.mean(logs)
                     health.check_finite(logs, stage.name, done, saved)
                     rate, clock, seen = (done - seen) / (time.monotonic() - clock), time.monotonic(), done
@@ -215,10 +223,10 @@ class Trainer:
                         self._write_best(engine, system, stage)
                 if held_out and (done % self.settings.preview_every == 0 or done == stage.steps):
                     self._preview(engine, stage, held_out, log, done)
-                if done < stage.steps and (done % self.settings.checkpoint_every == 0 or self.stopped):
+                if done < stage.steps and (done % self.settings.checkpoint_every == 0 or stopped):
                     health.check_finite(engine.mean(logs), stage.name, done, saved)
                     saved = self._save(system, stage, engine, number, done, best)
-                if self.stopped and done < stage.steps:
+                if stopped and done < stage.steps:
                     log.close()
                     raise UserError(f"stopped at step {done} of {stage.name}; the same command goes on from here")
         log.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -69,7 +70,7 @@ def test_clips_ascend_inside_their_video(mode, frames, lengths, id):
     assert clip.indices.shape == (frames,)
     assert clip.indices.dtype == np.int64
     assert (np.diff(clip.indices) > 0).all()
-    assert 0 <= clip.indices[0]
+    assert clip.indices[0] >= 0
     assert clip.indices[-1] < lengths[clip.row]
     again = picker(library, mode, frames).pick(id)
     assert (again.row, again.indices.tolist()) == (clip.row, clip.indices.tolist())
@@ -166,7 +167,7 @@ def test_chains_follow_each_other(clips, frames, data):
         own = [step[b] for step in steps]
         assert len({c.row for c in own}) == 1
         assert [c.first for c in own] == [True] + [False] * (clips - 1)
-        for one, two in zip(own, own[1:], strict=False):
+        for one, two in pairwise(own):
             assert two.indices[0] == one.indices[-1] + 1 - overlap
         assert own[-1].indices[-1] < source.library.rows[own[0].row].frames
 
@@ -210,12 +211,24 @@ def test_draws_of_other_names_and_seeds_are_independent():
 @pytest.mark.parametrize(
     ("library", "spec", "message"),
     [
-        (shelf(9, conditions=("label",)), {"conditions": ("audio",)}, r"lib has no audio on every video .*: label\)"),
+        (
+            shelf(9, conditions=("label",)),
+            {"conditions": ("audio",)},
+            r"lib has no audio on every video .*: label\)",
+        ),
         (shelf(9), {"conditions": ("label",)}, r"lib has no label on every video \(it has: none\)"),
-        (shelf(9, size=(8, 8)), {}, "lib holds 8x8 frames and this model wants 16x16; prepare it again with --size 16"),
+        (
+            shelf(9, size=(8, 8)),
+            {},
+            "lib holds 8x8 frames and this model wants 16x16; prepare it again with --size 16",
+        ),
         (shelf(9, size=(16, 24)), {}, "lib holds 16x24 frames and this model wants 16x16"),
         (shelf(3, 5), {}, r"no train video of 6 frames or more for clips \(2 videos, the longest has 5\)"),
-        (shelf(9, split="test"), {}, r"no train video of 6 frames or more for clips \(0 videos, the longest has 0\)"),
+        (
+            shelf(9, split="test"),
+            {},
+            r"no train video of 6 frames or more for clips \(0 videos, the longest has 0\)",
+        ),
     ],
 )
 def test_a_library_that_cannot_meet_the_spec_says_what_is_missing(library, spec, message):

@@ -164,7 +164,7 @@ def test_hits_and_misses_in_one_batch_keep_their_places(own):
     known = loader.derived["clips"].known
     assert known is not None
     numbers = [loader.pickers["clips"].pick(i).number for i in loader.pickers["clips"].ids(1, 3)]
-    known[numbers[1]] = 0  # the middle clip alone must be made again
+    known[numbers[2]] = 0  # the last clip alone must be made again
     calls.clear()
     assert equal(loader.batches(1), whole[1])
     assert calls == [1]
@@ -189,8 +189,8 @@ def test_another_key_is_another_cache(own):
     assert calls == [3, 3, 3]
 
 
-class _Killed(Exception):
-    pass
+class Killed(BaseException):
+    """Stands for a kill -9."""
 
 
 def test_a_kill_between_data_and_flag_loses_work_but_not_truth(own, monkeypatch):
@@ -206,11 +206,11 @@ def test_a_kill_between_data_and_flag_loses_work_but_not_truth(own, monkeypatch)
             nonlocal count
             count += 1
             if count == stop:
-                raise _Killed
+                raise Killed
             return made(*args)
 
         monkeypatch.setattr(cache, "_map", dying)
-        with pytest.raises(_Killed):
+        with pytest.raises(Killed):
             derived(own, []).batches(0)
     monkeypatch.setattr(cache, "_map", made)
     loader = derived(own, [])

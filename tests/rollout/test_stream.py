@@ -53,8 +53,10 @@ def test_the_system_is_not_asked_for_more_than_needed():
 
 
 def test_frames_are_given_out_as_soon_as_they_are_whole():
-    stream = regroup((video(2) for _ in range(3)), 6, 2)
+    source = iter([video(1), video(1), video(2), video(2)])
+    stream = regroup(source, 6, 2)
     assert next(stream).shape[2] == 2
+    assert len(list(source)) == 2
 
 
 def test_half_precision_becomes_float32():

@@ -136,7 +136,9 @@ def test_saving_again_leaves_no_file_of_another_sharding(system, tmp_path, monke
     assert sorted(p.name for p in model.iterdir()) == ["config.json", "model.safetensors"]
 
 
-@pytest.mark.parametrize("name", ["../secret.safetensors", "/tmp/secret.safetensors", "sub/../../secret.safetensors"])
+@pytest.mark.parametrize(
+    "name", ["../secret.safetensors", "/tmp/secret.safetensors", "sub/../../secret.safetensors"]
+)
 def test_an_index_that_leaves_its_folder_is_refused(model, name):
     shutil.move(model / "model.safetensors", model.parent / "secret.safetensors")
     (model / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"prior.head.weight": name}}))

@@ -93,8 +93,10 @@ def test_settings_are_chosen_by_name():
     made = system()
     api.configure(made, {"temperature": 1, "keep": 2})
     assert (made.settings.temperature, made.settings.keep, made.settings.top_k) == (1.0, 2, 0)
-    with pytest.raises(UserError, match=r"settings of tats has no setting 'temp'; did you mean 'temperature'\?"):
-        api.configure(made, {"temp": 1})
+    with pytest.raises(
+        UserError, match=r"settings of tats has no setting 'temprature'; did you mean 'temperature'\?"
+    ):
+        api.configure(made, {"temprature": 1})
     with pytest.raises(UserError, match="settings of tats: precision must be one of float32, bfloat16, int8"):
         api.configure(made, {"precision": "int4"})
     for wrong in ({"temperature": 0}, {"top_p": 0.0}, {"top_k": -1}):

@@ -120,7 +120,10 @@ def test_the_discriminator_loss(kind):
     losses = recorded(made, 0, batch).losses["discriminator"]
     video, fake = batch["frames"], made.vqgan(batch["frames"]).video.detach()
     frame = Rng(["0/vqgan"]).integers("frame", [10, 11, 12], 8)[0]
-    views = ((0.5, "image_discriminator", pick_frame(video, frame), pick_frame(fake, frame)), (2.0, "video_discriminator", video, fake))
+    views = (
+        (0.5, "image_discriminator", pick_frame(video, frame), pick_frame(fake, frame)),
+        (2.0, "video_discriminator", video, fake),
+    )
     total = 0.0
     for weight, name, real, made_up in views:
         r, f = (made.networks[name](x / 2).logits for x in (real, made_up))
@@ -214,7 +217,8 @@ def test_the_prior_loss_is_the_cross_entropy_of_every_video_token(condition):
     count = tokens.numel()
     assert float(losses["loss"].detach()) == pytest.approx(total / count, rel=1e-5)
     assert float(losses["accuracy"]) == pytest.approx(right / count, abs=1e-6)
-    figures = stage.validate({"clips": Batch(tokens=tokens, label=batch["label"], id=batch["id"])})
+    with torch.no_grad():
+        figures = stage.validate({"clips": Batch(tokens=tokens, label=batch["label"], id=batch["id"])})
     assert figures["val/loss"] == pytest.approx(total / count, rel=1e-5)
 
 

@@ -86,8 +86,8 @@ def test_the_last_k_are_kept_in_the_order_they_were_made(tmp_path):
         assert checkpoint.read(newest) == {"i": i}
 
 
-class Killed(Exception):
-    pass
+class Killed(BaseException):
+    """Stands for a kill -9."""
 
 
 STEPS = {

@@ -41,7 +41,9 @@ def networks() -> dict[str, nn.Module]:
     return {"one": nn.Linear(4, 4), "two": nn.Sequential(nn.Linear(4, 1), nn.BatchNorm1d(1))}
 
 
-def made(accumulate: int = 1, ema: float | None = None, precision: str = "32") -> tuple[FabricEngine, dict[str, Any]]:
+def made(
+    accumulate: int = 1, ema: float | None = None, precision: str = "32"
+) -> tuple[FabricEngine, dict[str, Any]]:
     nets = networks()
     engine = FabricEngine(make_fabric(precision, "cpu"), nets, Pair(nets, ema), accumulate, seed=0)
     engine.begin(0)
@@ -107,7 +109,9 @@ def test_clipping_bounds_the_update_and_reports_the_whole_norm():
         return {"loss": 100 * nets["one"](part["x"]).sum()}
 
     logs = engine.update("one", loss, batch(), clip=0.1)
-    moved = torch.cat([(a - b.detach()).flatten() for a, b in zip(start, nets["one"].parameters(), strict=True)]).norm()
+    moved = torch.cat(
+        [(a - b.detach()).flatten() for a, b in zip(start, nets["one"].parameters(), strict=True)]
+    ).norm()
     assert logs["one/grad_norm"] > 100
     assert float(moved) == pytest.approx(0.5 * 0.1, rel=1e-3)
 

@@ -87,7 +87,7 @@ def test_nan_stops_the_run_and_the_good_checkpoint_stays(library, tmp_path, monk
 
 def test_nan_before_the_first_checkpoint(library, tmp_path, monkeypatch):
     spoiled(monkeypatch, 0)
-    with pytest.raises(UserError, match="at step 1 .* the last good checkpoint is none yet"):
+    with pytest.raises(UserError, match=r"at step 1 .* the last good checkpoint is none yet"):
         run(recipe(library, tmp_path / "run"))
 
 
@@ -258,7 +258,7 @@ def terminated(monkeypatch, at_step: int) -> None:
 def test_a_run_on_another_library_or_recipe_is_refused(library, tmp_path):
     made = recipe(library, tmp_path / "run")
     run(made)
-    with pytest.raises(UserError, match="holds a run of another recipe .*seed was 3 and is now 4"):
+    with pytest.raises(UserError, match=r"holds a run of another recipe .*seed was 3 and is now 4"):
         run(replace(made, seed=4))
     other = write_library(tmp_path / "other", frames=30)
     with pytest.raises(UserError, match="was trained on another library than"):

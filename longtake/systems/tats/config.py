@@ -69,6 +69,9 @@ class VQGANStageConfig:
     """Form of the discriminator loss."""
     feature_weight: float = 4.0
     """Weight of feature matching in both discriminators."""
+    quantise_start: int = 0
+    """Updates of plain autoencoding before the codebook is drawn from the encoder's vectors (the paper has none).
+    Small models collapse onto a handful of codes when they start quantised."""
     discriminator_start: int = 10_000
     """Update from which the discriminators learn and count."""
     clip: float | None = 1.0

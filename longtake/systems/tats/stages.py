@@ -70,7 +70,7 @@ class VQGANStage(Stage):
 
         def generator(batch: Batch) -> Losses:
             video = self.vqgan.core(batch["frames"])
-            result = self.vqgan(batch["frames"])
+            result = self.vqgan(batch["frames"], quantise=engine.step >= self.config.quantise_start)
             frame = engine.rng.integers("frame", batch["id"].tolist(), video.shape[2])[0].to(video.device)
             losses = self._reconstruction(video, result, frame)
             if adversarial:

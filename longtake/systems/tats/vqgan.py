@@ -18,7 +18,7 @@ from torch import Generator, Tensor, nn
 from longtake.errors import UserError
 from longtake.nn.conv import PaddedConv3d, PaddedConvTranspose3d, Padding, padding_amounts
 from longtake.nn.norm import NormKind, make_norm
-from longtake.nn.quantize import EMACodebook, Quantised
+from longtake.nn.quantize import EMACodebook, Quantised, unquantised
 
 RESAMPLING_KERNEL = 4
 RESIDUAL_KERNEL = 3
@@ -197,9 +197,15 @@ class VQGAN(nn.Module):
         """Tokens (B, t, h, w) -> video (B, channels, T, H, W), about [-1, 1] but not clamped."""
         return self.decode_latents(self.codebook.lookup(tokens))
 
-    def forward(self, video: Tensor, generator: Generator | None = None) -> Reconstruction:
-        """Encodes, quantises (in training mode also updates the codebook) and decodes `video` in [-1, 1]."""
-        quantised = self.codebook(self.encode(video), generator)
+    def forward(
+        self, video: Tensor, generator: Generator | None = None, quantise: bool = True
+    ) -> Reconstruction:
+        """Encodes, quantises (in training mode also updates the codebook) and decodes `video` in [-1, 1].
+
+        Without `quantise` the decoder sees the encoder's vectors and the codebook is left alone.
+        """
+        z = self.encode(video)
+        quantised = self.codebook(z, generator) if quantise else unquantised(z)
         return Reconstruction(self.decode_latents(quantised.values), quantised)
 
     def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int]:
