@@ -93,7 +93,8 @@ class Video:
                 if progress:
                     progress(done, self.frames_total)
         if sheet:
-            codec.write_png(sheet, codec.contact_sheet(np.stack([frame for row in kept for frame in row]), columns=len(kept[0])))
+            shots = np.stack([frame for row in kept for frame in row])
+            codec.write_png(sheet, codec.contact_sheet(shots, columns=len(kept[0])))
         return paths
 
     def _paths(self, path: Path, first: int | None) -> list[Path]:

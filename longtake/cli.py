@@ -190,14 +190,10 @@ def parser() -> argparse.ArgumentParser:
         "longtake convert tats vqgan.ckpt transformer.ckpt -o models/tats-sky",
     )
     p.add_argument("family", choices=["tats"])
-    p.add_argument(
-        "files", nargs="+", metavar="FILE", help="VQGAN.ckpt and, where there is one, TRANSFORMER.ckpt"
-    )
+    p.add_argument("files", nargs="+", metavar="FILE", help="VQGAN.ckpt and, where there is one, TRANSFORMER.ckpt")
     p.add_argument("-o", "--output", required=True, metavar="DIR")
-    p.add_argument(
-        "--fps", type=float, default=15.0, help="frame rate of the footage (default 15)"
-    )
-    p.add_argument("--size", type=_size, metavar="N or HxW", help="frame size, where the checkpoint tells it wrongly")
+    p.add_argument("--fps", type=float, default=15.0, help="frame rate of the footage (default 15)")
+    p.add_argument("--size", type=_size, metavar="N or HxW", help="frame size, where the file tells it wrongly")
     return top
 
 
@@ -235,7 +231,7 @@ def _data_commands(commands) -> None:
     )
     p.add_argument("--captions", metavar="CSV", help="columns file, text and, if timed, t0, t1 in seconds")
     p.add_argument("--test", type=float, default=0.1, metavar="SHARE", help="share of videos for the test split")
-    p.add_argument("--split-by", choices=["group", "video"], default="group", help="what stays on one side of the split")
+    p.add_argument("--split-by", choices=["group", "video"], default="group", help="kept on one side of the split")
     p.add_argument(
         "--split-lists", nargs="+", metavar="FILE", help="official lists, test lists have 'test' in the name"
     )
@@ -283,7 +279,7 @@ def _size(text: str) -> tuple[int, int]:
 
 
 def _parse(argv: list[str] | None) -> Args:
-    """Parse, with FIELD=VALUE overrides of a recipe allowed anywhere (argparse itself takes them in one place only)."""
+    """Parse, with FIELD=VALUE overrides of a recipe allowed anywhere (argparse itself takes them in one place)."""
     top = parser()
     args, rest = top.parse_known_args(argv)
     if rest:

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parent))
-torch.set_num_threads(1)
-
 from fakes import FAKES
 
 from longtake import systems
 from longtake.data import video
 from longtake.data.library import LibraryWriter, Row
+
+torch.set_num_threads(1)
 
 systems.REGISTRY.update({name: f"fakes:{cls.__name__}" for name, cls in FAKES.items()})
 

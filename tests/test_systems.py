@@ -75,7 +75,7 @@ def log_of(run: Path) -> list[dict]:
     return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
 
 
-class Killed(Exception):
+class KilledError(Exception):
     """Stands for a kill -9: nothing of the loop's own clean-up may matter."""
 
 
@@ -93,14 +93,14 @@ def test_killed_and_resumed_equals_uninterrupted(case, stop_after, library, tmp_
     def dying(self, step):
         nonlocal count
         if count == stop_after:
-            raise Killed
+            raise KilledError
         count += 1
         begin(self, step)
 
     monkeypatch.setattr(FabricEngine, "begin", dying)
     try:
         Trainer(made).run()
-    except Killed:
+    except KilledError:
         monkeypatch.setattr(FabricEngine, "begin", begin)
         Trainer(made).run()
     whole = trained(case)

@@ -232,7 +232,7 @@ class ClipPicker:
         if wanted[0] > size[0] or wanted[1] > size[1] or wanted[0] * size[1] != wanted[1] * size[0]:
             raise UserError(
                 f"{library.path} holds {size[0]}x{size[1]} frames and this model wants {wanted[0]}x{wanted[1]}; "
-                f"prepare it again with --size {wanted[0] if wanted[0] == wanted[1] else f'{wanted[0]}x{wanted[1]}'}"
+                f"prepare it again with --size {wanted[0]}x{wanted[1]}"
             )
         rows = library.split(split)
         self.rows = [i for i in rows if library.rows[i].frames >= spec.mode.span(spec.frames)]

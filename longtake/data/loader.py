@@ -119,7 +119,7 @@ class Loader:
             kept.put([clips[i].number for i in missing], fresh)
             batch.pop("frames")
         have = [i for i in range(len(clips)) if i not in missing]
-        old = kept.get([clips[i].number for i in have]) if have else {}
+        old = kept.get([n for i in have if (n := clips[i].number) is not None]) if have else {}
         order = torch.tensor([*missing, *have]).argsort()
         for key in fresh or old:
             rows = torch.cat([part[key] for part in (fresh, old) if part])

@@ -23,9 +23,9 @@ class FrameNorm(nn.GroupNorm):
         return frames.unflatten(0, (b, t)).transpose(1, 2)
 
 
-def make_norm(kind: NormKind, channels: int, dims: int = 3) -> nn.Module:
-    """`kind` for `channels` channels of images (dims 2) or videos (dims 3); up to 32 groups, eps 1e-6."""
+def make_norm(kind: NormKind, channels: int, dims: int = 3, groups: int = 32) -> nn.Module:
+    """`kind` for `channels` channels of images (dims 2) or videos (dims 3); at most `groups` groups, eps 1e-6."""
     if kind == "batch":
         return nn.BatchNorm3d(channels) if dims == 3 else nn.BatchNorm2d(channels)
     layer = FrameNorm if kind == "frame" and dims == 3 else nn.GroupNorm
-    return layer(math.gcd(32, channels), channels, eps=1e-6)
+    return layer(math.gcd(groups, channels), channels, eps=1e-6)

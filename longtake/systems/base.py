@@ -158,8 +158,9 @@ class Trainable(ABC):
 class System(Trainable):
     """A Trainable that makes videos."""
 
-    accepts: ClassVar[frozenset[str]] = frozenset()
-    """Conditions that can steer it: label, prompt, audio, states, first_frames, last_frame."""
+    accepts: frozenset[str] = frozenset()
+    """Conditions that can steer it: label, prompt, audio, states, first_frames, last_frame. An instance may accept
+    fewer than its class (a model trained without classes)."""
     requires: ClassVar[frozenset[str]] = frozenset()
     """Conditions it cannot do without (R2: source_video; R3: first_frames)."""
     max_frames: ClassVar[int | None] = None

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import yaml
 import torch
+import yaml
 from torch.utils.flop_counter import FlopCounterMode
 
 from longtake.data.batch import Batch
@@ -40,7 +40,8 @@ def _stage(stage: Stage, system: System, library: Library, recipe: Recipe) -> li
     for name, draw in stage.clips.items():
         places, rows = loader.pickers[name].total, len(loader.pickers[name].rows)
         lines.append(
-            f"  {name}: {draw.batch} clips of {draw.spec.frames} frames a process, from {places:,} places in {rows} videos"
+            f"  {name}: {draw.batch} clips of {draw.spec.frames} frames a process, "
+            f"from {places:,} places in {rows} videos"
         )
     trained = sum(_count(system.networks[n]) for n in stage.trains)
     copies = 4 + (stage.ema is not None)  # weights, gradients, two moments, averages

@@ -21,7 +21,7 @@ from longtake.train.ema import EMA
 
 def make_fabric(precision: str, device: str) -> Fabric:
     """Fabric for this process; under torchrun it joins the others (gloo on CPU, nccl on CUDA)."""
-    mixed = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}[precision]
+    mixed: Any = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}[precision]
     processes = torch.distributed.is_torchelastic_launched()
     if processes:
         atexit.register(_leave)
@@ -89,7 +89,7 @@ class FabricEngine:
                     totals[key] = totals.get(key, 0) + torch.as_tensor(value).detach().float() / self.accumulate
             self._synchronise(parameters)
             module = next(iter(self.networks.values()))
-            norm = self.fabric.clip_gradients(module, current, max_norm=clip or 1e30, error_if_nonfinite=False)
+            norm: Any = self.fabric.clip_gradients(module, current, max_norm=clip or 1e30, error_if_nonfinite=False)
             current.step()
             current.zero_grad(set_to_none=True)
         if self.ema:

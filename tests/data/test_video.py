@@ -39,9 +39,20 @@ def test_round_trip(long_clip):
     assert np.abs(decoded.astype(int) - clip(50)).mean() < 2
 
 
-def test_b_frames_are_there_to_be_ordered(long_clip):
-    with av.open(str(long_clip)) as container:
+def test_b_frames_are_ordered(tmp_path):
+    path = tmp_path / "clip.mp4"
+    encode(path, clip(40), "libx264", [Fraction(n, 25) for n in range(40)])
+    with av.open(str(path)) as container:
         assert any(frame.pict_type == PictureType.B for frame in container.decode(video=0))
+    decoded = np.stack(list(video.iterate(path)))
+    assert (video.read_frames(path, [7, 3, 22, 39, 38]) == decoded[[7, 3, 22, 39, 38]]).all()
+
+
+def test_the_same_frames_make_the_same_file(tmp_path):
+    files = [tmp_path / f"{i}.mp4" for i in range(2)]
+    for path in files:
+        video.write_video(path, clip(50), 15, crf=12, pixel_format="yuv444p")
+    assert files[0].read_bytes() == files[1].read_bytes()
 
 
 @settings(max_examples=25, deadline=None)

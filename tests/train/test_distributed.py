@@ -27,16 +27,18 @@ from longtake.train.engine import FabricEngine
 from longtake.systems.folder import weights_hash
 from longtake.train.loop import Trainer
 from longtake.train.recipe import read_recipe
+from longtake.train.stage import StageRun
 
-finish = Trainer._finish
-def recording(self, system, stage, engine, number):
+finish = StageRun._finish
+def recording(self):
+    system, stage, engine = self.system, self.stage, self.engine
     state = {f"{n}.{k}": v for n, net in system.networks.items() for k, v in net.state_dict().items()}
     averaged = {f"{n}.{k}": v for n, net in engine.ema.averaged.items() for k, v in net.state_dict().items()}
-    path = Path(self.recipe.output) / f"rank-{self.fabric.global_rank}-{stage.name}.json"
+    path = Path(self.run.folder) / f"rank-{self.fabric.global_rank}-{stage.name}.json"
     path.write_text(json.dumps([self.fabric.world_size, weights_hash(state), weights_hash(averaged)]))
-    finish(self, system, stage, engine, number)
+    finish(self)
 
-Trainer._finish = recording
+StageRun._finish = recording
 *whole, interrupted = sys.argv[1:]
 for recipe in whole:
     Trainer(read_recipe(recipe), "cpu").run()

@@ -28,6 +28,7 @@ from longtake.train import checkpoint
 from longtake.train.engine import FabricEngine
 from longtake.train.loop import Trainer
 from longtake.train.recipe import LoopSettings, Recipe
+from longtake.train.stage import StageRun
 
 LOOP = LoopSettings(log_every=1, validate_every=2, validate_batches=1, preview_every=100, checkpoint_every=2)
 
@@ -126,13 +127,13 @@ def test_the_lowest_validation_figure_wins(library, tmp_path, monkeypatch):
 
 def test_without_a_figure_the_averaged_weights_of_the_end_win(library, tmp_path, monkeypatch):
     averages = {}
-    finish = Trainer._finish
+    finish = StageRun._finish
 
-    def watching(self, system, stage, engine, number):
-        averages.update({k: v.clone() for k, v in engine.ema.averaged["generator"].state_dict().items()})
-        finish(self, system, stage, engine, number)
+    def watching(self):
+        averages.update({k: v.clone() for k, v in self.engine.ema.averaged["generator"].state_dict().items()})
+        finish(self)
 
-    monkeypatch.setattr(Trainer, "_finish", watching)
+    monkeypatch.setattr(StageRun, "_finish", watching)
     run(recipe(library, tmp_path / "run"))
     state = model_folder.read_state(tmp_path / "run")
     assert all(torch.equal(state[f"generator.{k}"], v) for k, v in averages.items())
@@ -182,7 +183,7 @@ def test_a_killed_run_goes_on_from_its_newest_checkpoint(library, tmp_path, monk
     assert equal(tmp_path / "run", tmp_path / "whole")
 
 
-@pytest.mark.parametrize("moment", ["write", "_export"])
+@pytest.mark.parametrize("moment", ["write", "export"])
 def test_killed_while_finishing(library, tmp_path, monkeypatch, moment):
     made = recipe(library, tmp_path / "run")
     owner = checkpoint if moment == "write" else Trainer

@@ -52,7 +52,9 @@ class VQGANStageConfig:
     batch: int = 16
     """Clips an update and process."""
     lr: float = 9e-5
-    """Learning rate of both Adam optimisers (betas 0.5, 0.9)."""
+    """Learning rate of both Adam optimisers."""
+    betas: tuple[float, float] = (0.5, 0.9)
+    """Their decay rates."""
     warmup: int = 0
     """Updates over which the learning rate rises from 0."""
     decay: bool = False
@@ -165,7 +167,9 @@ SIZES = {
     ),
     "small": TATSConfig(
         size=(64, 64),
-        vqgan=VQGANConfig(hidden=8, embedding=64, codes=1024, padding=_REPLICATED_TIME, restart=0.2),
+        vqgan=VQGANConfig(
+            hidden=8, embedding=64, codes=1024, norm="frame", groups=4, padding=_REPLICATED_TIME, restart=0.5
+        ),
         discriminator=DiscriminatorConfig(width=16, layers=2),
         prior=PriorConfig(layers=6, heads=4, width=224, condition="label"),
         vqgan_stage=VQGANStageConfig(

@@ -328,7 +328,7 @@ def convert(paths: list[Path], fps: float, size: tuple[int, int] | None = None) 
     if prior and (prior.condition not in ("none", "label") or prior.unmasked or prior.every > 1):
         kind = prior.condition if prior.condition not in ("none", "label") else "hierarchical"
         raise UserError(f"{names} holds a {kind} transformer, which this version cannot run; give a TATS-base one")
-    t, h, w = found.vqgan.compression
+    _, h, w = found.vqgan.compression
     size = size or ((found.size, found.size) if found.size else (16 * h, 16 * w))
     own = PriorConfig()
     if prior:
@@ -345,8 +345,8 @@ def convert(paths: list[Path], fps: float, size: tuple[int, int] | None = None) 
     tokens = config.grid[0] * config.grid[1] * config.grid[2]
     if prior and tokens > prior.block:
         raise UserError(
-            f"{names} holds a transformer of {prior.block} tokens, but {config.frames} frames of {size[0]}x{size[1]} "
-            f"are {tokens}; say the frame size it was trained on with --size HxW"
+            f"{names} holds a transformer of {prior.block} tokens, but {config.frames} frames of "
+            f"{size[0]}x{size[1]} are {tokens}; say the frame size it was trained on with --size HxW"
         )
     system = TATS(config, ModelInfo(fps=fps, size=size, classes=classes))
     for name in ("vqgan", "prior"):

@@ -53,7 +53,7 @@ class VQGANStage(Stage):
 
     def optimisers(self) -> dict[str, torch.optim.Optimizer]:
         critics = [p for critic in self.critics for p in critic.parameters()]
-        adam = {"lr": self.config.lr, "betas": (0.5, 0.9)}
+        adam = {"lr": self.config.lr, "betas": self.config.betas}
         return {
             "generator": torch.optim.Adam(self.vqgan.parameters(), **adam),
             "discriminator": torch.optim.Adam(critics, **adam),
@@ -114,12 +114,12 @@ class VQGANStage(Stage):
             yield critic, weight, real_x / 2, fake_x / 2
 
     def _discriminator(self, batch: Batch) -> Losses:
-        loss, real_mean, fake_mean = 0, 0, 0
+        loss = real_mean = fake_mean = torch.zeros((), device=batch["frames"].device)
         for critic, weight, real_x, fake_x in self._views(batch["frames"], batch["fake"], batch["frame"]):
             real, fake = critic(real_x)[0], critic(fake_x)[0]
             loss = loss + weight * discriminator_loss(real, fake, self.config.gan_loss)
             real_mean, fake_mean = real_mean + real.mean() / 2, fake_mean + fake.mean() / 2
-        return {"loss": torch.as_tensor(loss), "real_logit": real_mean, "fake_logit": fake_mean}
+        return {"loss": loss, "real_logit": real_mean, "fake_logit": fake_mean}
 
     def validate(self, batches: dict[str, Batch]) -> dict[str, float]:
         frames = batches["clips"]["frames"]

@@ -32,7 +32,7 @@ class TATS(System):
     config_class: ClassVar[type] = TATSConfig
     settings_class: ClassVar[type] = TATSSettings
     sizes: ClassVar[dict] = SIZES
-    accepts: ClassVar[frozenset[str]] = frozenset({"label"})
+    accepts = frozenset({"label"})
     config: TATSConfig
     settings: TATSSettings
 
@@ -95,7 +95,7 @@ class TATS(System):
         return self.config.vqgan.codes
 
     def reconstruct(self, clips: Iterable[tuple[Tensor, int]]) -> Iterator[tuple[Tensor, Tensor, Tensor, int]]:
-        """Clips are encoded one by one, as in training; where real frames are wanted as padding, copies stand in."""
+        """Clips are encoded one by one, as in training; copies stand in where real frames are wanted as padding."""
         before, after = self.vqgan.extra_frames()
         for network in self.networks.values():
             network.eval()

@@ -41,6 +41,8 @@ class VQGANConfig:
     """Channels of the video (1 for spectrograms)."""
     norm: NormKind = "batch"
     """"batch" (as published), "group" over clips (seams when decoded in windows) or "frame" by frame."""
+    groups: int = 32
+    """Most groups of a "group" or "frame" norm. A group of one channel loses its level: small models want few."""
     padding: Padding = field(default_factory=Padding)
     """What the convolutions see beyond the borders; time "none" means real frames (see `VQGAN.extra_frames`)."""
     official_partial_padding: bool = False
@@ -57,6 +59,10 @@ class VQGANConfig:
             raise UserError("compression (1, 1, 1) compresses nothing: use powers of two such as (4, 8, 8)")
         if self.official_partial_padding and self.padding.time == "none":
             raise UserError('official_partial_padding does not go with padding.time "none": choose one of the two')
+
+    def make_norm(self, channels: int) -> nn.Module:
+        """The norm of every block."""
+        return make_norm(self.norm, channels, groups=self.groups)
 
     @property
     def strides(self) -> list[Strides]:
@@ -94,11 +100,11 @@ def _same_place(x: Tensor, frames: int) -> Tensor:
 class ResidualBlock(nn.Module):
     """x + conv(silu(norm(conv(silu(norm(x)))))), at constant width."""
 
-    def __init__(self, channels: int, norm: NormKind, padding: Padding):
+    def __init__(self, channels: int, config: VQGANConfig, padding: Padding):
         super().__init__()
-        self.norm1 = make_norm(norm, channels)
+        self.norm1 = config.make_norm(channels)
         self.conv1 = PaddedConv3d(channels, channels, RESIDUAL_KERNEL, padding=padding)
-        self.norm2 = make_norm(norm, channels)
+        self.norm2 = config.make_norm(channels)
         self.conv2 = PaddedConv3d(channels, channels, RESIDUAL_KERNEL, padding=padding)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -113,7 +119,7 @@ class DownStage(nn.Module):
     def __init__(self, channels: int, stride: Strides, config: VQGANConfig):
         super().__init__()
         self.down = PaddedConv3d(channels, 2 * channels, RESAMPLING_KERNEL, stride, config.padding)
-        self.residual = ResidualBlock(2 * channels, config.norm, config.residual_padding)
+        self.residual = ResidualBlock(2 * channels, config, config.residual_padding)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.residual(self.down(x))
@@ -126,7 +132,7 @@ class UpStage(nn.Module):
         super().__init__()
         padding = config.decoder_padding
         self.up = PaddedConvTranspose3d(in_channels, out_channels, RESAMPLING_KERNEL, stride, padding)
-        self.residuals = nn.Sequential(*(ResidualBlock(out_channels, config.norm, padding) for _ in range(2)))
+        self.residuals = nn.Sequential(*(ResidualBlock(out_channels, config, padding) for _ in range(2)))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.residuals(self.up(x))
@@ -142,7 +148,7 @@ class Encoder(nn.Module):
         self.stages = nn.Sequential(
             *(DownStage(c, stride, config) for c, stride in zip(widths, config.strides, strict=False))
         )
-        self.norm = make_norm(config.norm, widths[-1])
+        self.norm = config.make_norm(widths[-1])
         self.project = PaddedConv3d(widths[-1], config.embedding, 1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -157,7 +163,7 @@ class Decoder(nn.Module):
         n = len(config.strides)
         widths = [config.hidden << n, *(config.hidden << (n - i) for i in range(n))]
         self.project = PaddedConv3d(config.embedding, widths[0], 1)
-        self.norm = make_norm(config.norm, widths[0])
+        self.norm = config.make_norm(widths[0])
         self.stages = nn.Sequential(
             *(UpStage(widths[i], widths[i + 1], stride, config) for i, stride in enumerate(config.strides))
         )
@@ -197,9 +203,7 @@ class VQGAN(nn.Module):
         """Tokens (B, t, h, w) -> video (B, channels, T, H, W), about [-1, 1] but not clamped."""
         return self.decode_latents(self.codebook.lookup(tokens))
 
-    def forward(
-        self, video: Tensor, generator: Generator | None = None, quantise: bool = True
-    ) -> Reconstruction:
+    def forward(self, video: Tensor, generator: Generator | None = None, quantise: bool = True) -> Reconstruction:
         """Encodes, quantises (in training mode also updates the codebook) and decodes `video` in [-1, 1].
 
         Without `quantise` the decoder sees the encoder's vectors and the codebook is left alone.
