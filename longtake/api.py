@@ -123,7 +123,8 @@ def generate(
 
     Args:
         model: a loaded system, or what `load` takes.
-        frames, seconds: the length; one of them, or neither with a story.
+        frames: the length in frames.
+        seconds: the length in seconds; one of the two, or neither with a story.
         seed: of the first video.
         label: a class shown throughout.
         story: a `Story` or a YAML file; other arguments that are given replace its fields.

@@ -198,7 +198,7 @@ class System(Trainable):
         raise UserError(f"{self.name} has no tokenizer, so it cannot reconstruct a video", code=2)
 
     def compile(self) -> None:
-        """Compile the networks that generation runs through (torch.compile)."""
+        """Compile what generation runs through (torch.compile)."""
         for name in self.inference:
             self.networks[name].compile()
 

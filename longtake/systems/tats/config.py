@@ -150,6 +150,8 @@ class TATSSettings:
     """Latent slices a window adds."""
     precision: Literal["float32", "bfloat16", "int8"] = "float32"
     """Of the prior's arithmetic; int8 is for CPUs only."""
+    compile: bool = False
+    """Compile the prior's single-token step first (not with int8)."""
 
 
 _REPLICATED_TIME = Padding(time="replicate", space="zeros")

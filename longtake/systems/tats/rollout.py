@@ -46,7 +46,7 @@ def latent_slices(system: TATS, stories: list[Story], rng: Rng) -> Iterator[Tens
         )
     total = -(-(stories[0].frames or 0) // system.config.vqgan.compression[0])
     sampling = SamplingSettings(settings.temperature, settings.top_k, settings.top_p)
-    prior = Decoder(system.prior, len(stories), settings.precision)
+    prior = Decoder(system.prior, len(stories), settings.precision, settings.compile)
     ids = range(system.offset, system.offset + system.config.vqgan.codes)
     device = system.device
     labels = _prior_labels(system, rng)

@@ -4,6 +4,7 @@ Transformer", ECCV 2022)."""
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import ClassVar
 
 import torch
@@ -103,6 +104,10 @@ class TATS(System):
             padded = torch.cat([clip[:, :, :1]] * before + [clip] + [clip[:, :, -1:]] * after, 2)
             tokens = self.vqgan.tokenize(padded.to(self.device))
             yield clip, self.vqgan.detokenize(tokens), tokens, real
+
+    def compile(self) -> None:
+        """The prior's step is what takes the time; the decoder runs through convolutions that are fast as they are."""
+        self.settings = replace(self.settings, compile=True)
 
     def rollout(self, stories: list[Story], rng: Rng) -> Iterator[Tensor]:
         return sliding_window(self, stories, rng)
