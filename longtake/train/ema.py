@@ -13,9 +13,12 @@ from torch import nn
 class EMA:
     """Averaged copies of networks; buffers are copied, not averaged.
 
+    The first updates average over fewer steps, or the random start would stay in the mean for long: the decay
+    of update n, counted from 0, is min(decay, (1 + n) / (10 + n)).
+
     Args:
         networks: by name.
-        decay: weight of the past an update.
+        decay: weight of the past an update, in the long run.
     """
 
     def __init__(self, networks: dict[str, nn.Module], decay: float):
@@ -23,12 +26,13 @@ class EMA:
         self.averaged = {name: copy.deepcopy(net).requires_grad_(False) for name, net in networks.items()}
 
     @torch.no_grad()
-    def update(self, names: list[str]) -> None:
+    def update(self, names: list[str], step: int) -> None:
         """Move the averages of these networks one step towards their weights."""
+        decay = min(self.decay, (1 + step) / (10 + step))
         for name in names:
             net, mean = self.networks[name], self.averaged[name]
             for a, b in zip(mean.parameters(), net.parameters(), strict=True):
-                a.lerp_(b.to(a.dtype), 1 - self.decay)
+                a.lerp_(b.to(a.dtype), 1 - decay)
             for a, b in zip(mean.buffers(), net.buffers(), strict=True):
                 a.copy_(b)
 

@@ -93,7 +93,7 @@ class FabricEngine:
             current.step()
             current.zero_grad(set_to_none=True)
         if self.ema:
-            self.ema.update(self.averages[optimiser])
+            self.ema.update(self.averages[optimiser], self.step)
         logs = {key: float(value) for key, value in totals.items() if key != "loss"}
         return {**logs, f"{optimiser}/loss": float(totals["loss"]), f"{optimiser}/grad_norm": float(norm)}
 

@@ -138,12 +138,12 @@ def test_averages_follow_the_formula_and_copy_buffers():
     nets = networks()
     ema = EMA({"two": nets["two"]}, 0.9)
     expected = nets["two"][0].weight.detach().clone()
-    for _ in range(3):
+    for step, decay in ((0, 0.1), (1, 2 / 11), (500, 0.9)):
         with torch.no_grad():
             nets["two"][0].weight.add_(torch.randn(1, 4))
             nets["two"][1].running_mean.add_(1)
-        ema.update(["two"])
-        expected = 0.9 * expected + 0.1 * nets["two"][0].weight.detach()
+        ema.update(["two"], step)
+        expected = decay * expected + (1 - decay) * nets["two"][0].weight.detach()
     mean: Any = ema.averaged["two"]
     assert torch.allclose(mean[0].weight, expected, atol=1e-6)
     assert float(mean[1].running_mean) == 3
@@ -157,6 +157,7 @@ def test_an_update_moves_the_averages_of_its_own_networks_only():
     engine, nets = made(ema=0.5)
     assert engine.ema is not None
     before = nets["one"].weight.detach().clone()
+    engine.step = 100
     engine.update("one", lambda part: {"loss": nets["one"](part["x"]).square().mean()}, batch())
     averaged: Any = engine.ema.averaged
     assert torch.allclose(averaged["one"].weight, (before + nets["one"].weight) / 2, atol=1e-7)
