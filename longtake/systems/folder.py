@@ -181,6 +181,7 @@ def save(
         (Path(scratch) / "config.json").write_text(json.dumps(raw, indent=1) + "\n")
         written = sorted(Path(scratch).iterdir(), key=lambda p: p.name == "config.json")
         for file in written:
+            file.chmod(0o644)  # safetensors writes for the owner alone
             os.replace(file, folder / file.name)
     for old in folder.glob("model*.safetensors*"):  # of a save with other shards
         if old.name not in {file.name for file in written}:
