@@ -53,6 +53,8 @@ ARMS = {
 }
 SIZE = (32, 32)
 FRAMES, VIDEOS = 320, 32
+MARGIN = 32
+"""Frames of context that every arm's held-out windows have on both sides."""
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
 
 
@@ -61,12 +63,27 @@ def config(padding: Padding, vqgan_steps: int, prior_steps: int) -> TATSConfig:
     return TATSConfig(
         size=SIZE,
         vqgan=VQGANConfig(
-            hidden=8, embedding=32, codes=256, compression=(4, 4, 4), norm="batch", padding=padding, restart=0.5
+            hidden=8,
+            embedding=32,
+            codes=256,
+            compression=(4, 4, 4),
+            norm="frame",
+            groups=4,
+            padding=padding,
+            restart=0.5,
         ),
         discriminator=DiscriminatorConfig(width=8, layers=2),
         prior=PriorConfig(layers=4, heads=4, width=192, condition="label"),
         vqgan_stage=VQGANStageConfig(
-            steps=vqgan_steps, batch=8, lr=5e-4, warmup=50, decay=True, discriminator_start=10**9, ema=0.99
+            steps=vqgan_steps,
+            batch=8,
+            lr=1e-3,
+            betas=(0.9, 0.99),
+            warmup=50,
+            decay=True,
+            quantise_start=200,
+            discriminator_start=10**9,
+            ema=0.99,
         ),
         prior_stage=PriorStageConfig(
             steps=prior_steps, batch=16, lr=1e-3, warmup=100, decay=True, clip=1.0, ema=0.99
@@ -85,12 +102,13 @@ def train(arm: str, args: argparse.Namespace) -> Path:
     return Trainer(recipe).run()
 
 
-def held_out_windows(library: Library, frames: int, count: int, seed: int = 0) -> torch.Tensor:
-    """Real test windows (count, 3, frames, 32, 32), the same for every arm."""
-    picker = ClipPicker(library, ClipSpec(frames, SIZE), "test", seed, "experiment")
+def held_out_windows(library: Library, count: int, seed: int, before: int = 0, after: int = 0) -> torch.Tensor:
+    """Real test windows (count, 3, before + 16 + after, 32, 32): the same 16 frames in the middle for every arm."""
+    picker = ClipPicker(library, ClipSpec(MARGIN + 16 + MARGIN, SIZE), "test", seed, "experiment")
     cache = FrameCache(library, SIZE, 1 << 31)
+    part = slice(MARGIN - before, MARGIN + 16 + after)
     clips = [picker.pick(i) for i in range(count)]
-    return torch.stack([to_float(cache.frames(c.row, c.indices)) for c in clips])
+    return torch.stack([to_float(cache.frames(c.row, c.indices[part])) for c in clips])
 
 
 @torch.no_grad()
@@ -98,12 +116,11 @@ def token_change(system: TATS, library: Library, count: int = 64) -> list[list[f
     """Share of tokens of the same four frames that differ between places i and j of the window: (t, t)."""
     before, after = system.vqgan.extra_frames()
     t, factor = system.config.grid[0], system.config.vqgan.compression[0]
-    span = before + after + system.config.frames + (t - 1) * factor
-    video = held_out_windows(library, span, count)
-    target = t - 1  # the slice of absolute number t-1 can stand at every place
+    reach = (t - 1) * factor
+    video = held_out_windows(library, count, 0, before + reach, after)
     placed = []
-    for place in range(t):
-        start = (target - place) * factor
+    for place in range(t):  # the middle window's first slice can stand at every place
+        start = reach - place * factor
         clip = video[:, :, start : start + before + after + system.config.frames]
         placed.append(torch.cat([system.vqgan.tokenize(part) for part in clip.split(8)])[:, place])
     return [[float((a != b).float().mean()) for b in placed] for a in placed]
@@ -113,7 +130,7 @@ def token_change(system: TATS, library: Library, count: int = 64) -> list[list[f
 def reconstruction(system: TATS, library: Library, count: int = 128) -> tuple[float, float]:
     """Mean and standard error of the PSNR over held-out clips."""
     before, after = system.vqgan.extra_frames()
-    clips = held_out_windows(library, before + after + system.config.frames, count, seed=1)
+    clips = held_out_windows(library, count, 1, before, after)
     values = []
     for part in clips.split(8):
         error = (system.vqgan(part).video.clamp(-1, 1) - system.vqgan.core(part)).pow(2).flatten(1).mean(1)
@@ -122,9 +139,9 @@ def reconstruction(system: TATS, library: Library, count: int = 128) -> tuple[fl
 
 
 def features(clips: torch.Tensor) -> np.ndarray:
-    """Plain statistics of clips (N, 3, 16, 32, 32): mean colour and temporal spread on a 4x4 grid, (N, 64)."""
-    colour = torch.nn.functional.adaptive_avg_pool2d(clips.mean(2), 4).flatten(1)
-    spread = torch.nn.functional.adaptive_avg_pool2d(clips.mean(1).std(1)[:, None], 4).flatten(1)
+    """Plain statistics of clips (N, 3, 16, 32, 32): mean colour and temporal spread on a 2x2 grid, (N, 16)."""
+    colour = torch.nn.functional.adaptive_avg_pool2d(clips.mean(2), 2).flatten(1)
+    spread = torch.nn.functional.adaptive_avg_pool2d(clips.mean(1).std(1)[:, None], 2).flatten(1)
     return torch.cat([colour, spread], 1).double().numpy()
 
 
@@ -141,14 +158,18 @@ def rollout(system: TATS, library: Library, videos: int) -> dict:
     stories = [Story(frames=FRAMES, seed=i, timeline=(Entry(label=label),)) for i, label in enumerate(labels)]
     parts = [torch.cat(list(system.generate(stories[i : i + 16])), 2).clamp(-1, 1) for i in range(0, videos, 16)]
     made = torch.cat(parts)
-    real = held_out_windows(library, 16, 512, seed=2)
+    real = held_out_windows(library, 512, 2)
+    still = real[:256, :, :1].expand(-1, -1, 16, -1, -1)
+    mean = real[:256].mean(0, keepdim=True) + 0 * real[:256]
     motion_real = float(frame_differences(real).mean())
     windows = made.split(16, 2)
-    # Two neighbouring windows are pooled: 64 features want more than `videos` samples.
+    # Two neighbouring windows are pooled, so that 16 features have 64 samples.
     pooled = [torch.cat([windows[i], windows[i + 1]]) for i in range(0, len(windows) - 1, 2)]
     return {
         "fd": [frechet(features(w), features(real)) for w in pooled],
         "fd_real_halves": frechet(features(real[:256]), features(real[256:])),
+        "fd_frozen_first_frame": frechet(features(still), features(real[256:])),
+        "fd_mean_video": frechet(features(mean), features(real[256:])),
         "motion_ratio": [float(frame_differences(w).mean()) / motion_real for w in pooled],
     }
 

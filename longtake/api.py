@@ -113,7 +113,7 @@ def generate(
     frames: int | None = None,
     *,
     seconds: float | None = None,
-    seed: int = 0,
+    seed: int | None = None,
     label: str | None = None,
     story: Story | str | Path | None = None,
     videos: int = 1,
@@ -125,7 +125,7 @@ def generate(
         model: a loaded system, or what `load` takes.
         frames: the length in frames.
         seconds: the length in seconds; one of the two, or neither with a story.
-        seed: of the first video.
+        seed: of the first video; None: the story's, or 0.
         label: a class shown throughout.
         story: a `Story` or a YAML file; other arguments that are given replace its fields.
         videos: how many, made together.
@@ -139,8 +139,8 @@ def generate(
     if frames is not None or seconds is not None:
         told = replace(told, frames=frames, seconds=seconds)
     if label is not None:
-        told = replace(told, timeline=(Entry(label=label), *told.timeline))
-    start = seed if seed or story is None else told.seed
+        told = told.throughout(label=label)
+    start = told.seed if seed is None else seed
     return Video(system, [replace(told, seed=start + i) for i in range(videos)], chunk)
 
 

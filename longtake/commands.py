@@ -23,7 +23,7 @@ from rich.progress import (
 from longtake import api
 from longtake.config import read_yaml
 from longtake.errors import UserError
-from longtake.story import Entry, Story
+from longtake.story import Story
 from longtake.systems.base import System
 
 console = Console(stderr=True)
@@ -98,7 +98,7 @@ def _story(args: argparse.Namespace) -> Story:
     names = ("seed", "fps", "first_frames", "last_frame", "source_video")
     story = replace(story, **{n: getattr(args, n) for n in names if getattr(args, n) is not None})
     timed = {n: getattr(args, n) for n in ("label", "prompt", "audio", "states") if getattr(args, n) is not None}
-    return replace(story, timeline=(Entry(**timed), *story.timeline)) if timed else story
+    return story.throughout(**timed)
 
 
 def _settings(assignments: list[str]) -> dict:
@@ -185,7 +185,7 @@ def train_recipe(args: argparse.Namespace) -> None:
     if args.dry_run:
         print(describe(recipe))
         return
-    Trainer(recipe, args.device).run()
+    Trainer(recipe, str(pick_device(args.device))).run()
 
 
 def _pair(text: str) -> tuple[str, str]:

@@ -83,6 +83,14 @@ class Story:
                 raise UserError(f"{entry.label!r} is not a class of this model; it knows: {known}", code=2)
         return replace(self, frames=frames, seconds=None, fps=rate, classes=classes)
 
+    def throughout(self, **conditions: str) -> Story:
+        """The same story with these conditions in force throughout, in place of what its timeline says of them."""
+        if not conditions:
+            return self
+        nothing = dict.fromkeys(conditions)
+        always = replace(Entry(), **conditions)
+        return replace(self, timeline=(always, *(replace(e, **nothing) for e in self.timeline)))
+
     def at(self, name: str, frame: int) -> tuple[Any, int] | None:
         """The value of a condition in force at a frame and the frame it came into force, or None."""
         assert self.fps is not None

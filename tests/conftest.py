@@ -50,16 +50,3 @@ def write_library(path: Path, videos: int = 6, frames: int = FRAMES, size: int =
 @pytest.fixture(scope="session")
 def library(tmp_path_factory) -> Path:
     return write_library(tmp_path_factory.mktemp("library") / "squares")
-
-
-@pytest.fixture
-def golden():
-    """Path of a golden file by name; skips when it is nowhere to be found."""
-
-    def find(name: str) -> Path:
-        for folder in (GOLDEN, REAL.parent / "golden"):
-            if (folder / name).exists():
-                return folder / name
-        pytest.skip(f"{name} is neither in tests/golden nor in ../shared/golden")
-
-    return find

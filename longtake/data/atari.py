@@ -298,8 +298,6 @@ def _import_ale() -> Any:
     try:
         import ale_py
     except ImportError:
-        raise UserError(
-            "the Atari games need the package ale-py; install it with: pip install 'longtake[atari]'"
-        ) from None
+        raise UserError("the Atari games need the package ale-py; install it with: pip install ale-py") from None
     ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
     return ale_py

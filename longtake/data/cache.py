@@ -48,7 +48,7 @@ class FrameCache:
             self.memory = np.memmap(path, np.uint8, "r", shape=shape)
 
     def _decode(self, path: Path, shape: tuple[int, ...], progress: Callable[[int, int], None] | None) -> None:
-        partial = path.with_name(f".{path.name}.partial")
+        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
         try:
             memory = np.memmap(partial, np.uint8, "w+", shape=shape)
             for i, row in enumerate(self.library.rows):
@@ -56,6 +56,7 @@ class FrameCache:
                 if progress:
                     progress(i + 1, len(self.library.rows))
             memory.flush()
+            del memory  # Windows renames no file that is mapped
             os.replace(partial, path)
         finally:
             partial.unlink(missing_ok=True)

@@ -138,8 +138,9 @@ def read_frames(path: str | Path, indices: Sequence[int]) -> np.ndarray:
             found = _seek_and_decode(container, stream, index, wanted)
     if len(found) < len(wanted):
         # Without time stamps, or where the container cannot seek to what it lists: count from the start.
+        sought = set(wanted)
         for number, frame in enumerate(iterate(path)):
-            if number in wanted:
+            if number in sought:
                 found[number] = frame
             if number == wanted[-1]:
                 break

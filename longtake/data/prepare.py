@@ -186,6 +186,8 @@ def _run(
             result: R | UserError = work(item)
         except UserError as error:
             result = error
+        except Exception as error:  # whatever a file does to a codec, the others go on
+            result = UserError(f"cannot be read ({type(error).__name__}: {error})")
         with counting:
             done += 1
             if progress is not None:

@@ -39,8 +39,8 @@ def evaluate(
 ) -> Result:
     """Generate `videos` videos of `frames` frames and compare their motion with the test split's.
 
-    Labels are drawn from the test split in turn, source videos likewise (a system that needs them sees the
-    test footage; the protocol says so). Writes result.json, the first videos as mp4 and a contact sheet.
+    Labels are those of test videos spread evenly over the split, source videos likewise (a system that needs
+    them sees the test footage; the protocol says so). Writes result.json, the videos, a contact sheet a batch.
 
     Raises:
         UserError: no test videos, or another frame size than the model's.
@@ -55,7 +55,9 @@ def evaluate(
     frames = min(frames, system.max_frames or frames)
     folder = Path(output)
     folder.mkdir(parents=True, exist_ok=True)
-    stories = [_story(system, library, rows[i % len(rows)], frames, seed + i) for i in range(videos)]
+    chosen = [rows[i * len(rows) // videos] for i in range(videos)]
+    rows = list(dict.fromkeys(chosen))  # real and generated videos have the same mix of classes
+    stories = [_story(system, library, row, frames, seed + i) for i, row in enumerate(chosen)]
     fake = MotionTable()
     for begin in range(0, videos, batch):
         fake.add(_generate(system, stories[begin : begin + batch], folder, begin, progress, videos * frames))

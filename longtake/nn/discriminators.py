@@ -27,7 +27,15 @@ class PatchDiscriminator(nn.Module):
     double from `width` up to 512; leaky ReLU of slope 0.2; a norm after each but the first and the last.
     """
 
-    def __init__(self, dims: int, width: int = 64, layers: int = 3, norm: NormKind = "batch", channels: int = 3):
+    def __init__(
+        self,
+        dims: int,
+        width: int = 64,
+        layers: int = 3,
+        norm: NormKind = "batch",
+        channels: int = 3,
+        groups: int = 32,
+    ):
         super().__init__()
         convolution = {2: nn.Conv2d, 3: nn.Conv3d}[dims]
         widths = [channels, *(min(width << i, MAX_CHANNELS) for i in range(layers + 1))]
@@ -35,7 +43,7 @@ class PatchDiscriminator(nn.Module):
         for i in range(layers + 1):
             unit = [convolution(widths[i], widths[i + 1], 4, stride=2 if i < layers else 1, padding=2)]
             if i > 0:
-                unit.append(make_norm(norm, widths[i + 1], dims))
+                unit.append(make_norm(norm, widths[i + 1], dims, groups))
             self.units.append(nn.Sequential(*unit, nn.LeakyReLU(0.2)))
         self.units.append(nn.Sequential(convolution(widths[-1], 1, 4, padding=2)))
 

@@ -52,7 +52,7 @@ def find(name: str | Path) -> Path:
 
         try:
             return Path(snapshot_download(str(name), allow_patterns=["*.json", "*.safetensors", "*.md", "*.mp4"]))
-        except (RepositoryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError, OSError):
+        except (RepositoryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError):
             pass
     names = ", ".join(bundled()) or "none"
     raise UserError(f"{name} is neither a model folder, a bundled model ({names}), nor a reachable Hub id", code=2)
@@ -115,7 +115,8 @@ def load(name: str | Path, device: str | torch.device = "cpu", dtype: torch.dtyp
     system = cls(config, from_dict(ModelInfo, raw["info"], where))
     state = read_state(folder)
     for net in system.inference:
-        load_network(system, net, {k: v for k, v in state.items() if k.startswith(f"{net}.")}, folder)
+        load_network(system, net, state, folder)
+        system.networks[net].eval()
     return system.to(torch.device(device), dtype)
 
 

@@ -122,6 +122,13 @@ class FabricEngine:
         for grad, mean in zip(grads, flat.split([g.numel() for g in grads]), strict=True):
             grad.copy_(mean.view_as(grad))
 
+    def share_buffers(self) -> None:
+        """Give every process the first one's buffers: running statistics differ between them otherwise."""
+        if self.fabric.world_size > 1:
+            for network in self.networks.values():
+                for buffer in network.buffers():
+                    buffer.copy_(self.fabric.broadcast(buffer, src=0))
+
     def mean(self, logs: dict[str, float]) -> dict[str, float]:
         """Logged figures, averaged over processes."""
         if self.fabric.world_size == 1 or not logs:

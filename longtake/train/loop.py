@@ -86,8 +86,7 @@ class Trainer:
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
-        if self.first:
-            self.console.print(f"done: the model is in {self.folder}", soft_wrap=True)
+        self.tell(f"done: the model is in {self.folder}")
         return self.folder
 
     def _catch_signals(self) -> dict:
@@ -135,8 +134,7 @@ class Trainer:
             raise UserError(
                 f"{self.folder} was trained on another library than {self.library.path}; choose another --output"
             )
-        if self.first:
-            self.console.print(f"going on from {found.name} in {self.folder}", soft_wrap=True)
+        self.tell(f"going on from {found.name} in {self.folder}")
         return state
 
     def _restored(self, state: dict) -> System:
@@ -152,6 +150,11 @@ class Trainer:
         Raises:
             UserError: it does not; the message names what is missing.
         """
+        parts = self.settings.accumulate
+        for draw in stage.clips.values():
+            if draw.batch % parts:
+                text = f"loop.accumulate={parts} does not divide the batch of {draw.batch} in stage {stage.name}"
+                raise UserError(f"{text}; choose a divisor of it", code=2)
         Loader(self.library, stage.clips, "train", self.recipe.seed, cache_bytes=0)
 
     def loader(self, stage: Stage, system: System, split: str) -> Loader:
@@ -180,9 +183,14 @@ class Trainer:
             if self.first:
                 self.fabric.barrier()
 
+    def tell(self, text: str) -> None:
+        """One line to the terminal, from the first process."""
+        if self.first:
+            self.console.print(text, soft_wrap=True, highlight=False)
+
     def _decoding(self, done: int, total: int) -> None:
         if done == total or done * 10 // total > (done - 1) * 10 // total:
-            self.console.print(f"decoding the library: {done}/{total} videos", highlight=False)
+            self.tell(f"decoding the library: {done}/{total} videos")
 
     def export(self, system: System) -> None:
         """Write the model folder."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -37,6 +37,12 @@ class LoopSettings:
     """Threads that read clips."""
     threads: int | None = None
     """CPU threads of the arithmetic; None leaves PyTorch's choice."""
+
+    def __post_init__(self):
+        for field_ in fields(self):
+            value = getattr(self, field_.name)
+            if type(value) is int and value < 1:
+                raise ValueError(f"{field_.name} is {value} but must be at least 1")
 
 
 @dataclass(frozen=True)
@@ -91,6 +97,8 @@ def read_recipe(
     for assignment in overrides or []:
         override(raw, assignment)
     raw |= {k: v for k, v in {"data": data, "output": output}.items() if v is not None}
+    if not isinstance(raw.get("init") or {}, dict):
+        raise UserError(f"{path}: init must name networks, for example 'init: {{vqgan: runs/mine}}'", code=2)
     raw["init"] = {**(raw.get("init") or {}), **(init or {})}
     raw.setdefault("output", f"runs/{path.stem}")
     if not raw.get("data"):

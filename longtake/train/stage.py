@@ -58,7 +58,7 @@ class StageRun:
             UserError: the run was told to stop (after a checkpoint), or a figure is not finite.
         """
         stage, engine = self.stage, self.engine
-        clock, seen = time.monotonic(), self.start
+        clock, seen = time.perf_counter(), self.start
         with progress_bar(self.run.console, self.run.first) as bar:
             task = bar.add_task(stage.name, total=stage.steps, completed=self.start)
             for step, batches in enumerate(self.loader.stream(self.start, stage.steps), self.start):
@@ -71,8 +71,8 @@ class StageRun:
                 last = done == stage.steps
                 bar.update(task, completed=done)
                 if last or stopped or done % self.settings.log_every == 0:
-                    rate = (done - seen) / (time.monotonic() - clock)
-                    clock, seen = time.monotonic(), done
+                    rate = (done - seen) / (time.perf_counter() - clock)
+                    clock, seen = time.perf_counter(), done
                     self._report(done, engine.mean(logs), rate, bar, task)
                 if last or done % self.settings.validate_every == 0:
                     self._validate(done)
@@ -107,7 +107,8 @@ class StageRun:
             return None
         try:
             return self.run.loader(self.stage, self.system, "test")
-        except UserError:
+        except UserError as error:
+            self.run.tell(f"no validation: {error}")
             return None
 
     def _validate(self, done: int) -> None:
@@ -145,6 +146,7 @@ class StageRun:
     @contextmanager
     def _evaluating(self) -> Iterator[None]:
         """Evaluation mode, averaged weights, no gradients; all undone afterwards."""
+        self.engine.share_buffers()
         with ExitStack() as stack:
             stack.enter_context(self.engine.averaged())
             stack.enter_context(torch.no_grad())
@@ -157,6 +159,7 @@ class StageRun:
     def _save(self, done: int) -> None:
         """A checkpoint, and the model folder as it stands."""
         self.saved = f"{self.number}-{done:08d}-{self.stage.name}"
+        self.engine.share_buffers()
         if self.run.first:
             ema = self.engine.ema
             state = {
@@ -199,6 +202,7 @@ class StageRun:
 
     def _finish(self) -> None:
         """The stage's best or averaged weights become the system's; the next stage starts from them."""
+        self.engine.share_buffers()
         self.fabric.barrier()
         if self.stage.best_by and self._best_file.exists():
             state = load_file(self._best_file)

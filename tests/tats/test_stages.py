@@ -256,6 +256,7 @@ def test_stages_ask_for_what_they_need():
 def test_validation_figures():
     made = system()
     made.vqgan.eval()
+    made.vqgan.codebook.initialised.fill_(True)
     batch = clips()
     with torch.no_grad():
         figures = VQGANStage(made).validate({"clips": batch})

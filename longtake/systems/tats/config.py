@@ -24,7 +24,7 @@ class PriorConfig:
     """The autoregressive transformer over tokens."""
 
     layers: int = 24
-    """Blocks."""
+    """Blocks; 0: no prior at all, a tokenizer that reconstructs."""
     heads: int = 16
     """Attention heads."""
     width: int = 1024
@@ -124,8 +124,8 @@ class TATSConfig:
     """First stage."""
     prior_stage: PriorStageConfig = PriorStageConfig()
     """Second stage."""
-    decode_window: int = 24
-    """Latent slices that the decoder sees at once in a long video."""
+    decode_window: int | None = None
+    """Latent slices that the decoder sees at once in a long video; None: twice its receptive field."""
 
     @property
     def grid(self) -> tuple[int, int, int]:
@@ -165,7 +165,6 @@ SIZES = {
         prior=PriorConfig(layers=2, heads=2, width=32),
         vqgan_stage=VQGANStageConfig(steps=20, batch=4, lr=1e-3, discriminator_start=5),
         prior_stage=PriorStageConfig(steps=20, batch=4, lr=1e-3),
-        decode_window=12,
     ),
     "small": TATSConfig(
         size=(64, 64),

@@ -187,9 +187,7 @@ def vqgan_config(
     """The configuration of an official VQGAN: from shapes what they tell, strides and padding from `arguments`."""
     factors = compression or arguments.get("downsample")
     if not (isinstance(factors, list | tuple) and len(factors) == 3 and all(type(f) is int for f in factors)):
-        raise UserError(
-            f"{path} does not say its compression (args.downsample); pass it, such as compression=(4, 8, 8)"
-        )
+        raise UserError(f"{path} does not say its compression (args.downsample); give a file of the released kind")
     padding = arguments.get("padding_type", "replicate")  # older files have none
     if padding not in PADDINGS:
         raise UserError(f"{path} uses the unknown padding {padding!r}; known are {', '.join(PADDINGS)}")
@@ -309,20 +307,26 @@ def convert(paths: list[Path], fps: float, size: tuple[int, int] | None = None) 
     """A system from the authors' files, ready to generate and to be fine-tuned.
 
     Class names are not in the files: classes are called "0", "1" ... in the order of the authors' folders. A VQGAN
-    alone gets an untrained prior of the published size; train one on top of it with --init vqgan=MODEL.
+    alone makes a model that reconstructs; train a prior on top of it with --init vqgan=MODEL.
 
     Args:
         paths: of the VQGAN, of the transformer, or of both.
-        fps: frame rate of the footage, which the files do not tell.
+        fps: frame rate of the footage, which the files do not tell; divided by the step between two frames of a
+            clip, which they do.
         size: (height, width) of a frame, where the files tell it wrongly or not at all.
 
     Raises:
         UserError: as `read_official`, a transformer that TATS-base is not (text, audio, hierarchical), or one
             trained on another number of tokens than size and frames make.
     """
+    from longtake.systems.folder import load_network
     from longtake.systems.tats.system import TATS
 
-    found = read_official(*paths)
+    try:
+        found = read_official(*paths)
+    except KeyError as error:
+        missing = ", ".join(map(str, paths))
+        raise UserError(f"{missing} lacks {error}; give whole files as the authors published them") from None
     names = ", ".join(str(p) for p in paths)
     prior = found.prior
     if prior and (prior.condition not in ("none", "label") or prior.unmasked or prior.every > 1):
@@ -330,7 +334,7 @@ def convert(paths: list[Path], fps: float, size: tuple[int, int] | None = None) 
         raise UserError(f"{names} holds a {kind} transformer, which this version cannot run; give a TATS-base one")
     _, h, w = found.vqgan.compression
     size = size or ((found.size, found.size) if found.size else (16 * h, 16 * w))
-    own = PriorConfig()
+    own = PriorConfig(layers=0)
     if prior:
         own = PriorConfig(
             layers=prior.layers,
@@ -348,8 +352,8 @@ def convert(paths: list[Path], fps: float, size: tuple[int, int] | None = None) 
             f"{names} holds a transformer of {prior.block} tokens, but {config.frames} frames of "
             f"{size[0]}x{size[1]} are {tokens}; say the frame size it was trained on with --size HxW"
         )
-    system = TATS(config, ModelInfo(fps=fps, size=size, classes=classes))
-    for name in ("vqgan", "prior"):
-        if name in found.networks:
-            system.networks[name].load_state_dict(found.networks[name])
+    system = TATS(config, ModelInfo(fps=fps / found.frame_step, size=size, classes=classes))
+    for name in system.inference:
+        state = {f"{name}.{key}": value for key, value in found.networks[name].items()}
+        load_network(system, name, state, names)
     return system

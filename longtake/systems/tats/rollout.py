@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 def sliding_window(system: TATS, stories: list[Story], rng: Rng) -> Iterator[Tensor]:
     """Frames (B, 3, n, H, W) as their latent slices become decodable."""
-    decoder = WindowedDecoder(system.vqgan, system.config.decode_window)
+    decoder = WindowedDecoder(system.vqgan, system.decode_window)
     for slices in latent_slices(system, stories, rng):
         yield decoder.push(slices)
     yield decoder.flush()

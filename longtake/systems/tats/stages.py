@@ -64,13 +64,14 @@ class VQGANStage(Stage):
 
     def step(self, batches: dict[str, Batch], engine: Engine) -> dict[str, float]:
         adversarial = engine.step >= self.config.discriminator_start
+        quantised = engine.step >= self.config.quantise_start or self._has_codebook
         if self.perceptual is not None:
             self.perceptual.to(engine.device)
         made: list[tuple[Tensor, Tensor, Tensor]] = []
 
         def generator(batch: Batch) -> Losses:
             video = self.vqgan.core(batch["frames"])
-            result = self.vqgan(batch["frames"], quantise=engine.step >= self.config.quantise_start)
+            result = self.vqgan(batch["frames"], quantise=quantised)
             frame = engine.rng.integers("frame", batch["id"].tolist(), video.shape[2])[0].to(video.device)
             losses = self._reconstruction(video, result, frame)
             if adversarial:
@@ -111,7 +112,8 @@ class VQGANStage(Stage):
         """(critic, weight, real, fake) for the frame and the clip critic, on the official [-0.5, 0.5]."""
         pairs = ((pick_frame(video, frame), pick_frame(fake, frame)), (video, fake))
         for critic, weight, (real_x, fake_x) in zip(self.critics, self.config.gan_weight, pairs, strict=True):
-            yield critic, weight, real_x / 2, fake_x / 2
+            if weight:
+                yield critic, weight, real_x / 2, fake_x / 2
 
     def _discriminator(self, batch: Batch) -> Losses:
         loss = real_mean = fake_mean = torch.zeros((), device=batch["frames"].device)
@@ -121,9 +123,14 @@ class VQGANStage(Stage):
             real_mean, fake_mean = real_mean + real.mean() / 2, fake_mean + fake.mean() / 2
         return {"loss": loss, "real_logit": real_mean, "fake_logit": fake_mean}
 
+    @property
+    def _has_codebook(self) -> bool:
+        """Before `quantise_start` there is none, unless it came from another model."""
+        return bool(self.vqgan.codebook.initialised)
+
     def validate(self, batches: dict[str, Batch]) -> dict[str, float]:
         frames = batches["clips"]["frames"]
-        result = self.vqgan(frames)
+        result = self.vqgan(frames, quantise=self._has_codebook)
         video = self.vqgan.core(frames)
         return {
             "val/l1": float(reconstruction_loss(video, result.video)),
@@ -134,7 +141,7 @@ class VQGANStage(Stage):
     def preview(self, batches: dict[str, Batch]) -> Tensor:
         """Originals above reconstructions, up to four clips side by side."""
         frames = batches["clips"]["frames"][:4]
-        pair = torch.stack([self.vqgan.core(frames), self.vqgan(frames).video.float()])
+        pair = torch.stack([self.vqgan.core(frames), self.vqgan(frames, quantise=self._has_codebook).video.float()])
         return pair.permute(2, 3, 0, 4, 1, 5).flatten(2, 3).flatten(3, 4)
 
 

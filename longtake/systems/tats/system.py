@@ -20,7 +20,7 @@ from longtake.systems.lpips import load_lpips
 from longtake.systems.tats.config import SIZES, TATSConfig, TATSSettings
 from longtake.systems.tats.rollout import sliding_window
 from longtake.systems.tats.stages import PriorStage, VQGANStage
-from longtake.systems.tats.vqgan import VQGAN
+from longtake.systems.tats.vqgan import VQGAN, WindowedDecoder, decoder_receptive_field
 
 
 class TATS(System):
@@ -50,8 +50,16 @@ class TATS(System):
                 f"{config.vqgan.compression}; choose multiples of it",
                 code=2,
             )
+        if frames == config.vqgan.compression[0]:
+            raise UserError(
+                f"clips of {frames} frames are one latent slice at compression {config.vqgan.compression}, and the "
+                "sliding window needs two or more; train on longer clips",
+                code=2,
+            )
         if config.prior.condition == "label" and not info.classes:
-            raise UserError("a prior conditioned on labels needs a library with classes; use condition=none")
+            raise UserError(
+                "a prior conditioned on labels needs a library with classes; use config.prior.condition=none"
+            )
         t, h, w = config.grid
         self.offset = len(info.classes) if config.prior.condition == "label" else 1 - config.prior.shared_start
         self.vqgan = VQGAN(config.vqgan)
@@ -65,20 +73,29 @@ class TATS(System):
                 dropout=config.prior.dropout,
             )
         )
-        critic = config.discriminator
         self.networks = {
             "vqgan": self.vqgan,
-            "prior": self.prior,
-            "image_discriminator": PatchDiscriminator(2, critic.width, critic.layers, config.vqgan.norm),
-            "video_discriminator": PatchDiscriminator(3, critic.width, critic.layers, config.vqgan.norm),
+            **({"prior": self.prior} if config.prior.layers else {}),
+            **{name: self._critic(dims) for dims, name in ((2, "image_discriminator"), (3, "video_discriminator"))},
         }
+        WindowedDecoder(self.vqgan, self.decode_window)  # refuses a window that is too short
+
+    def _critic(self, dims: int) -> PatchDiscriminator:
+        """The discriminator of frames (2) or clips (3)."""
+        size, vqgan = self.config.discriminator, self.config.vqgan
+        return PatchDiscriminator(dims, size.width, size.layers, vqgan.norm, groups=vqgan.groups)
+
+    @property
+    def decode_window(self) -> int:
+        """Latent slices that the decoder sees at once."""
+        return self.config.decode_window or 2 * sum(decoder_receptive_field(self.config.vqgan))
 
     @property
     def inference(self) -> tuple[str, ...]:
-        return ("vqgan", "prior")
+        return ("vqgan", "prior") if self.config.prior.layers else ("vqgan",)
 
     def stages(self) -> list[Stage]:
-        return [VQGANStage(self), PriorStage(self)]
+        return [VQGANStage(self), PriorStage(self)] if self.config.prior.layers else [VQGANStage(self)]
 
     def perceptual(self) -> torch.nn.Module | None:
         """The perceptual distance of the first stage, if the recipe brings weights for it."""
@@ -106,8 +123,15 @@ class TATS(System):
             yield clip, self.vqgan.detokenize(tokens), tokens, real
 
     def compile(self) -> None:
-        """The prior's step is what takes the time; the decoder runs through convolutions that are fast as they are."""
+        """The prior's step is what takes the time; the decoder's convolutions are fast as they are."""
         self.settings = replace(self.settings, compile=True)
 
     def rollout(self, stories: list[Story], rng: Rng) -> Iterator[Tensor]:
+        """See `tats.rollout.sliding_window`.
+
+        Raises:
+            UserError: a model without a prior (prior.layers 0).
+        """
+        if not self.config.prior.layers:
+            raise UserError("this model has a tokenizer but no prior; train one on it with --init vqgan=MODEL")
         return sliding_window(self, stories, rng)
