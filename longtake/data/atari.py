@@ -297,6 +297,7 @@ def _check(names: list[str], minutes: float, size: int, test: float) -> None:
 def _import_ale() -> Any:
     try:
         import ale_py
+        import ale_py.roms
     except ImportError:
         raise UserError("the Atari games need the package ale-py; install it with: pip install ale-py") from None
     ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
