@@ -23,6 +23,7 @@ from rich.progress import (
 from longtake import api
 from longtake.config import read_yaml
 from longtake.errors import UserError
+from longtake.rollout.memory import steady_allocations
 from longtake.story import Story
 from longtake.systems.base import System
 
@@ -71,6 +72,7 @@ def show_progress(what: str) -> Iterator[Callable[[int, int], None]]:
 
 def generate_to_file(args: argparse.Namespace) -> None:
     """`longtake generate`."""
+    steady_allocations()
     story = _story(args)
     system = api.load(args.model, pick_device(args.device), getattr(torch, args.dtype))
     api.configure(system, _settings(args.set))
