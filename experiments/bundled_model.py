@@ -118,9 +118,9 @@ def main() -> None:
     args = parser.parse_args()
     folder = Path(args.output)
     folder.mkdir(parents=True, exist_ok=True)
-    from longtake.commands import _settings
+    from longtake.commands import parse_settings
 
-    library, system = Library(args.data), api.configure(api.load(args.model), _settings(args.set))
+    library, system = Library(args.data), api.configure(api.load(args.model), parse_settings(args.set))
     net, accuracy = train_classifier(library, system.info.size)
     level = real_motion(library, system.info.size)
     made = api.generate(system, FRAMES, videos=VIDEOS).tensor().clamp(-1, 1)

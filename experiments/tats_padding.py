@@ -178,8 +178,6 @@ def measure(arm: str, run: Path, args: argparse.Namespace) -> dict:
     """All figures of a trained arm."""
     library, system = Library(args.data), load(run)
     assert isinstance(system, TATS)
-    for network in system.networks.values():
-        network.eval()
     change = token_change(system, library)
     off = [change[i][j] for i in range(len(change)) for j in range(len(change)) if i != j]
     psnr, error = reconstruction(system, library)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,9 +11,9 @@ import torch
 from torch import Tensor
 
 from longtake.config import from_dict, to_dict
-from longtake.data import video as codec
 from longtake.data.batch import to_uint8
 from longtake.errors import UserError
+from longtake.rollout.write import write_videos
 from longtake.story import Entry, Story, read_story
 from longtake.systems.base import System
 from longtake.systems.folder import load as load
@@ -78,23 +77,15 @@ class Video:
             UserError: a suffix that cannot be written, a folder that does not exist or is not writable.
         """
         paths = self._paths(Path(path), first)
-        shown = set(np.linspace(0, self.frames_total - 1, min(16, self.frames_total)).astype(int).tolist())
-        kept: list[list[np.ndarray]] = [[] for _ in paths]
         done = 0
-        with ExitStack() as stack:
-            writers = [stack.enter_context(codec.VideoWriter(p, self.fps)) for p in paths]
-            for chunk in self.chunks():
-                for i, (writer, one) in enumerate(zip(writers, chunk, strict=True)):
-                    frames = to_uint8(one)
-                    writer.write(frames)
-                    if sheet:
-                        kept[i] += [frames[j] for j in range(len(frames)) if done + j in shown]
-                done += chunk.shape[2]
-                if progress:
-                    progress(done, self.frames_total)
-        if sheet:
-            shots = np.stack([frame for row in kept for frame in row])
-            codec.write_png(sheet, codec.contact_sheet(shots, columns=len(kept[0])))
+
+        def seen(chunk: Tensor) -> None:
+            nonlocal done
+            done += chunk.shape[2]
+            if progress:
+                progress(done, self.frames_total)
+
+        write_videos(self.chunks(), paths, self.fps, self.frames_total, sheet, seen)
         return paths
 
     def _paths(self, path: Path, first: int | None) -> list[Path]:

@@ -11,18 +11,11 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 
 from longtake import api
 from longtake.config import read_yaml
 from longtake.errors import UserError
+from longtake.progress import progress_bar
 from longtake.rollout.memory import steady_allocations
 from longtake.story import Story
 from longtake.systems.base import System
@@ -52,8 +45,7 @@ def show_progress(what: str) -> Iterator[Callable[[int, int], None]]:
     """A bar with time left on a terminal; elsewhere a plain line at every tenth of the way."""
     begun, told = time.monotonic(), 0
     if console.is_terminal:
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-        with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console) as bar:
+        with progress_bar(console) as bar:
             task = bar.add_task(what, total=None)
             yield lambda done, total: bar.update(task, completed=done, total=total)
         return
@@ -75,14 +67,14 @@ def generate_to_file(args: argparse.Namespace) -> None:
     steady_allocations()
     story = _story(args)
     system = api.load(args.model, pick_device(args.device), getattr(torch, args.dtype))
-    api.configure(system, _settings(args.set))
-    video = api.Video(system, [replace(story, seed=story.seed + i) for i in range(args.videos)])
+    api.configure(system, parse_settings(args.set))
+    stories = [system.check(replace(story, seed=story.seed + i)) for i in range(args.videos)]
     if args.compile:
         system.compile()
     batch = args.batch or args.videos
     written: list[Path] = []
     for begin in range(0, args.videos, batch):
-        group = api.Video(system, video.stories[begin : begin + batch])
+        group = api.Video(system, stories[begin : begin + batch])
         sheet = args.sheet if begin == 0 else None
         with show_progress(f"frames of {group.count} video{'s' * (group.count > 1)}") as progress:
             written += group.save(args.output, progress, sheet, first=begin if args.videos > 1 else None)
@@ -103,7 +95,7 @@ def _story(args: argparse.Namespace) -> Story:
     return story.throughout(**timed)
 
 
-def _settings(assignments: list[str]) -> dict:
+def parse_settings(assignments: list[str]) -> dict:
     """NAME=VALUE pairs as a dict."""
     settings = {}
     for text in assignments:

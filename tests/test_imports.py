@@ -13,7 +13,7 @@ import longtake
 
 PACKAGE = Path(longtake.__file__).parent
 LAYERS = [
-    {"longtake.errors", "longtake.config"},
+    {"longtake.errors", "longtake.config", "longtake.files", "longtake.progress"},
     {"longtake.nn"},
     {"longtake.data", "longtake.rollout", "longtake.story"},
     {"longtake.systems"},

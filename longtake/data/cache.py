@@ -14,6 +14,7 @@ from torch import Tensor
 
 from longtake.data import video
 from longtake.data.library import Library
+from longtake.files import write_text
 
 
 class FrameCache:
@@ -99,9 +100,7 @@ class DerivedCache:
             self.files[name] = _map(self.folder / name, array.dtype, (self.clips, *array.shape))
         self.known = _map(self.folder / "known", np.dtype(np.uint8), (self.clips,))
         layout = {name: [str(a.dtype), list(a.shape)] for name, a in arrays.items()}
-        partial = self.folder / f".layout.{os.getpid()}.partial"
-        partial.write_text(json.dumps(layout))
-        os.replace(partial, self.folder / "layout.json")
+        write_text(self.folder / "layout.json", json.dumps(layout))
         return True
 
     def reopen(self) -> None:

@@ -102,8 +102,9 @@ class Library:
             newer = raw.get("format", 0) > FORMAT
             lines = (self.path / "index.jsonl").read_text().splitlines()
             self.rows = [] if newer else [Row.from_json(line) for line in lines]
+            root = self.path.resolve()
             for file in (f for row in self.rows for f in (row.file, row.audio, row.states) if f):
-                if not (self.path / file).resolve().is_relative_to(self.path.resolve()):
+                if not (root / file).resolve().is_relative_to(root):
                     raise ValueError(f"{file} lies outside it")
         except (OSError, ValueError, TypeError, AttributeError) as error:
             raise UserError(f"{self.path} is a damaged library ({error}); prepare or copy it again") from None

@@ -11,14 +11,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from longtake import __version__
-from longtake.data import video
-from longtake.data.batch import to_float, to_uint8
+from longtake.data.batch import to_float
 from longtake.data.library import Library
 from longtake.errors import UserError
 from longtake.metrics.motion import MotionMeter, longest_repeat, longest_still
 from longtake.metrics.result import Figure, Result
+from longtake.rollout.write import write_videos
 from longtake.story import Entry, Story
 from longtake.systems.base import System
 from longtake.systems.folder import inference_state, weights_hash
@@ -126,29 +127,19 @@ def _story(system: System, library: Library, row: int, frames: int, seed: int) -
 
 def _generate(system, stories, folder: Path, begin: int, progress, total: int) -> MotionMeter:
     """One group of videos, streamed to disk and to a meter."""
-    meter, done = MotionMeter(), begin * (stories[0].frames or 0)
-    rows: list[list[np.ndarray]] = [[] for _ in stories]
-    every, at = max(1, (stories[0].frames or 1) // 16), 0
-    writers = [
-        video.VideoWriter(folder / f"video-{begin + i:03d}.mp4", system.info.fps) for i in range(len(stories))
-    ]
-    from contextlib import ExitStack
+    meter, frames = MotionMeter(), stories[0].frames or 0
+    done = begin * frames
+    paths = [folder / f"video-{begin + i:03d}.mp4" for i in range(len(stories))]
 
-    with ExitStack() as stack:
-        for writer in writers:
-            stack.enter_context(writer)
-        for chunk in system.generate(stories):
-            meter.push(chunk.clamp(-1, 1))
-            for i, (writer, one) in enumerate(zip(writers, chunk, strict=True)):
-                shown = to_uint8(one)
-                writer.write(shown)
-                rows[i] += [shown[j] for j in range(len(shown)) if (at + j) % every == 0]
-            at += chunk.shape[2]
-            done += chunk.shape[2] * len(stories)
-            if progress:
-                progress(done, total)
-    sheet = video.contact_sheet(np.stack([f for row in rows for f in row]), columns=len(rows[0]))
-    video.write_png(folder / f"sheet-{begin:03d}.png", sheet)
+    def seen(chunk: Tensor) -> None:
+        nonlocal done
+        meter.push(chunk.clamp(-1, 1))
+        done += chunk.shape[2] * len(stories)
+        if progress:
+            progress(done, total)
+
+    chunks = system.generate(stories)
+    write_videos(chunks, paths, system.info.fps, frames, folder / f"sheet-{begin:03d}.png", seen)
     return meter
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 from torch import Tensor
 
 
@@ -24,8 +25,6 @@ class MotionMeter:
 
     def push(self, chunk: Tensor) -> None:
         """Take in the next frames."""
-        import torch
-
         joined = chunk if self.last is None else torch.cat([self.last, chunk], 2)
         if joined.shape[2] > 1:
             self.parts.append(frame_differences(joined).numpy())

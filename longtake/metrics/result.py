@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+from longtake.files import write_text
 
 
 @dataclass(frozen=True)
@@ -33,9 +34,7 @@ class Result:
 
     def write(self, path: Path) -> None:
         """Write as JSON, complete or not at all."""
-        partial = path.with_name(f".{path.name}.partial")
-        partial.write_text(json.dumps(asdict(self), indent=1) + "\n")
-        os.replace(partial, path)
+        write_text(path, json.dumps(asdict(self), indent=1) + "\n")
 
     def lines(self) -> list[str]:
         """The figures for people to read."""

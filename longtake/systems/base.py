@@ -150,6 +150,12 @@ class Trainable(ABC):
             network.to(device=device, dtype=dtype)
         return self
 
+    def eval(self: Any) -> Any:
+        """Put every network into evaluation mode; returns self."""
+        for network in self.networks.values():
+            network.eval()
+        return self
+
     @property
     def device(self) -> torch.device:
         return next(next(iter(self.networks.values())).parameters()).device
@@ -223,8 +229,7 @@ class System(Trainable):
         return self._stream(stories, frames, chunk)
 
     def _stream(self, stories: list[Story], frames: int, chunk: int | None) -> Iterator[Tensor]:
-        for network in self.networks.values():
-            network.eval()
+        self.eval()
         with torch.inference_mode():
             chunks = self.rollout(stories, Rng([story.seed for story in stories]))
             yield from regroup(chunks, frames, chunk)

@@ -116,8 +116,7 @@ def load(name: str | Path, device: str | torch.device = "cpu", dtype: torch.dtyp
     state = read_state(folder)
     for net in system.inference:
         load_network(system, net, state, folder)
-        system.networks[net].eval()
-    return system.to(torch.device(device), dtype)
+    return system.eval().to(torch.device(device), dtype)
 
 
 def load_network(system: System, name: str, state: dict[str, Tensor], where: str | Path) -> None:

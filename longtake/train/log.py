@@ -3,23 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from longtake.data import video
 from longtake.data.batch import to_uint8
+from longtake.files import write_text
 
 
 class Log:
@@ -54,9 +45,7 @@ class Log:
                 continue
             if entry["total"] <= self.offset + step:
                 kept.append(text)
-        partial = self.file.with_name(".log.jsonl.partial")
-        partial.write_text("".join(f"{text}\n" for text in kept))
-        os.replace(partial, self.file)
+        write_text(self.file, "".join(f"{text}\n" for text in kept))
 
     def figures(self, step: int, values: dict[str, float]) -> None:
         """Append figures of one step."""
@@ -84,16 +73,3 @@ class Log:
     def close(self) -> None:
         if self.active:
             self.board.close()
-
-
-def progress_bar(console: Console, active: bool) -> Progress:
-    """A bar with the number of updates, time passed and time left; silent where there is no terminal."""
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        disable=not (active and console.is_terminal),
-    )

@@ -115,8 +115,7 @@ class TATS(System):
     def reconstruct(self, clips: Iterable[tuple[Tensor, int]]) -> Iterator[tuple[Tensor, Tensor, Tensor, int]]:
         """Clips are encoded one by one, as in training; copies stand in where real frames are wanted as padding."""
         before, after = self.vqgan.extra_frames()
-        for network in self.networks.values():
-            network.eval()
+        self.eval()
         for clip, real in clips:
             padded = torch.cat([clip[:, :, :1]] * before + [clip] + [clip[:, :, -1:]] * after, 2)
             tokens = self.vqgan.tokenize(padded.to(self.device))
