@@ -15,12 +15,15 @@ from torch.nn import functional as F
 from longtake.errors import UserError
 from longtake.nn.attention import causal_mask
 from longtake.nn.cache import KVCache
+from longtake.nn.precision import fast_bfloat16
 from longtake.nn.transformer import Block, Transformer
 from longtake.rollout.sampling import SamplingSettings, filter_logits, sample
 
 Precision = Literal["float32", "bfloat16", "int8"]
 PackedLinear = Callable[[Tensor], Tensor]  # (rows, in) -> (rows, out)
 Draw = Callable[[Tensor], Tensor]  # probabilities (B, V) -> ids (B,)
+SMALL_WEIGHT = 2**20
+"""Bytes below which oneDNN's blocked layout is not worth its overhead a call."""
 
 
 def pack_linear(
@@ -29,7 +32,9 @@ def pack_linear(
     """A linear layer (weight (out, in), bias (out,)) laid out for products with few rows.
 
     float32 and bfloat16 on a CPU with oneDNN are reordered once into its blocked layout, which a product with
-    1 to 16 rows reads up to twice as fast as the plain one. int8 (CPU only) keeps one scale an output channel
+    1 to 16 rows reads up to twice as fast as the plain one; below a megabyte the call costs more than it saves, and
+    the plain layout stays. A CPU without bfloat16 arithmetic still gains by reading bfloat16 weights when there
+    is one row; several rows are multiplied in float32. int8 (CPU only) keeps one scale an output channel
     and quantises the activations on the fly with one scale a row, so rows stay independent. The layer takes
     and returns bfloat16 if that is the precision, else float32. With `gelu`, exact GELU follows. `rows` is the
     usual number of rows; None leaves float weights as they are, which is what `torch.compile` can work with.
@@ -44,15 +49,27 @@ def pack_linear(
     dtype = getattr(torch, precision)
     weight = weight.to(dtype)
     bias = None if bias is None else bias.to(dtype)
-    blocked = weight.device.type == "cpu" and torch.backends.mkldnn.is_available()
-    if dtype == torch.bfloat16:
-        blocked = blocked and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    if rows is None or not blocked:
+    on_cpu = weight.device.type == "cpu"
+    if dtype == torch.bfloat16 and on_cpu and not fast_bfloat16():
+        return _emulated_bfloat16(weight, bias, gelu)
+    small = weight.numel() * weight.element_size() < SMALL_WEIGHT
+    if rows is None or not on_cpu or not torch.backends.mkldnn.is_available() or small:
         return lambda x: F.gelu(F.linear(x, weight, bias)) if gelu else F.linear(x, weight, bias)
     packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), rows)
     product = torch.ops.mkldnn._linear_pointwise.default
     after = "gelu" if gelu else "none"
     return lambda x: product(x, packed, bias, after, [], "none")
+
+
+def _emulated_bfloat16(weight: Tensor, bias: Tensor | None, gelu: bool) -> PackedLinear:
+    """bfloat16 weights on a CPU without the arithmetic: only products with one row have a fast kernel."""
+    wide = None if bias is None else bias.float()
+
+    def linear(x: Tensor) -> Tensor:
+        y = F.linear(x, weight, bias) if len(x) == 1 else F.linear(x.float(), weight.float(), wide).bfloat16()
+        return F.gelu(y) if gelu else y
+
+    return linear
 
 
 def _pack_int8(weight: Tensor, bias: Tensor | None, rows: int | None, gelu: bool) -> PackedLinear:
@@ -118,7 +135,6 @@ class Decoder:
         config = transformer.config
         self.config = config
         self.heads, self.head_width = config.heads, config.width // config.heads
-        self.scale = self.head_width**-0.5
         self.tokens = transformer.tokens.weight.detach().float()
         self.positions = transformer.positions.detach().float()
         device = self.tokens.device
@@ -160,43 +176,16 @@ class Decoder:
             cache.advance(1)
             return logits
         x = (self.tokens[tokens] + self.positions[start:end]).view(B * n, -1)
-        if n == 1:
-            self._step(x)
-        else:
-            self._pass(x, B, n)
-            x = x.view(B, n, -1)[:, -1]
+        self._pass(x, B, n)
         cache.advance(n)
+        x = x.view(B, n, -1)[:, -1]
         return self.head(self._normed(x, self.norm)).float()
 
     def _normed(self, x: Tensor, norm: tuple[Tensor, Tensor]) -> Tensor:
         return F.layer_norm(x, x.shape[-1:], *norm).to(self.dtype)
 
-    def _step(self, x: Tensor) -> None:
-        """All blocks for one new token a row; x (B, C) is changed in place."""
-        cache, B, H, D = self.cache, x.shape[0], self.heads, self.head_width
-        t = cache.length
-        keys = cache.keys.flatten(1, 2)  # (layers, B * H, L, D); heads of all rows are one batch of products
-        values = cache.values.flatten(1, 2)
-        views = zip(
-            self.blocks,
-            keys.select(2, t).unbind(),
-            values.select(2, t).unbind(),
-            keys.narrow(2, 0, t + 1).unbind(),
-            values.narrow(2, 0, t + 1).unbind(),
-            strict=True,
-        )
-        for block, key_slot, value_slot, past_keys, past_values in views:
-            qkv = block.qkv(self._normed(x, block.norm1)).to(cache.keys.dtype)
-            query, key, value = qkv.view(B, 3, H, D).transpose(0, 1).reshape(3, B * H, D).unbind()
-            key_slot.copy_(key)
-            value_slot.copy_(value)
-            scores = torch.bmm(past_keys, query.unsqueeze(2)).view(B * H, 1, t + 1)
-            attended = torch.bmm(scores.mul_(self.scale).softmax(-1), past_values).view(B, H * D)
-            x.add_(block.out(attended.to(self.dtype)))
-            x.add_(block.down(block.up(self._normed(x, block.norm2))))
-
     def _static_step(self, tokens: Tensor, position: Tensor) -> Tensor:
-        """`_step` from tokens (B,) at `position` (1,) to logits (B, V), with shapes that never change."""
+        """One step from tokens (B,) at `position` (1,) to logits (B, V), with shapes that never change."""
         cache, B, H, D = self.cache, tokens.shape[0], self.heads, self.head_width
         x = self.tokens[tokens] + self.positions[position]
         mask = torch.arange(cache.capacity, device=x.device) <= position
@@ -214,12 +203,13 @@ class Decoder:
     def _pass(self, x: Tensor, B: int, n: int) -> None:
         """All blocks for n new tokens a row; x (B * n, C) is changed in place."""
         cache, H, D = self.cache, self.heads, self.head_width
-        mask = causal_mask(n, cache.length, x.device) if cache.length else None
+        mask = causal_mask(n, cache.length, x.device) if cache.length and n > 1 else None
+        causal = n > 1 and mask is None  # a single new token may see everything there is
         for layer, block in enumerate(self.blocks):
             qkv = block.qkv(self._normed(x, block.norm1)).to(cache.keys.dtype)
             query, key, value = qkv.view(B, n, 3, H, D).permute(2, 0, 3, 1, 4)
             keys, values = cache.write(layer, key, value)
-            attended = F.scaled_dot_product_attention(query, keys, values, mask, is_causal=mask is None)
+            attended = F.scaled_dot_product_attention(query, keys, values, mask, is_causal=causal)
             attended = attended.transpose(1, 2).reshape(B * n, H * D)
             x.add_(block.out(attended.to(self.dtype)))
             x.add_(block.down(block.up(self._normed(x, block.norm2))))

@@ -13,14 +13,26 @@ from lightning_fabric import Fabric
 from torch import nn
 
 from longtake.data.batch import Batch, split, to_device
+from longtake.errors import UserError
 from longtake.nn.distributed import all_reduce_sum
+from longtake.nn.precision import fast_bfloat16
 from longtake.rollout.rng import Rng
 from longtake.systems.base import Losses, Stage
 from longtake.train.ema import EMA
 
 
 def make_fabric(precision: str, device: str) -> Fabric:
-    """Fabric for this process; under torchrun it joins the others (gloo on CPU, nccl on CUDA)."""
+    """Fabric for this process; under torchrun it joins the others (gloo on CPU, nccl on CUDA).
+
+    On a CPU without bfloat16 arithmetic, "bf16" trains in 32 bits.
+
+    Raises:
+        UserError: "16" on a CPU.
+    """
+    if precision == "16" and device == "cpu":
+        raise UserError("loop.precision=16 needs a GPU; use 32 or bf16 on a CPU", code=2)
+    if precision == "bf16" and device == "cpu" and not fast_bfloat16():
+        precision = "32"
     mixed: Any = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}[precision]
     processes = torch.distributed.is_torchelastic_launched()
     if processes:

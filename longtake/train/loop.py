@@ -17,6 +17,7 @@ from longtake.data.batch import to_device
 from longtake.data.library import Library
 from longtake.data.loader import Loader
 from longtake.errors import UserError
+from longtake.files import write_text
 from longtake.nn.distributed import all_reduce_sum
 from longtake.systems import folder as model_folder
 from longtake.systems import system_class
@@ -62,6 +63,8 @@ class Trainer:
         self.folder = Path(recipe.output)
         self.library = Library(recipe.data)
         self.first = self.fabric.global_rank == 0
+        if self.settings.precision == "bf16" and self.fabric.strategy.precision.precision == "32-true":
+            self.tell("this processor has no bfloat16 arithmetic, so training runs in 32 bits")
         self.stopped = False
 
     def run(self) -> Path:
@@ -111,10 +114,7 @@ class Trainer:
         if not self.first:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        record = self.folder / "recipe.yaml"
-        partial = record.with_name(".recipe.yaml.partial")
-        partial.write_text(yaml.safe_dump(self.recipe.to_dict(), sort_keys=False))
-        partial.replace(record)
+        write_text(self.folder / "recipe.yaml", yaml.safe_dump(self.recipe.to_dict(), sort_keys=False))
 
     def _resume_state(self) -> dict | None:
         """The newest checkpoint's state, if it belongs to this recipe."""

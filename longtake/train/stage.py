@@ -14,11 +14,12 @@ from safetensors.torch import load_file
 from longtake.data.batch import to_device
 from longtake.data.loader import Loader
 from longtake.errors import UserError
+from longtake.progress import progress_bar
 from longtake.systems import folder as model_folder
 from longtake.systems.base import Stage, System
 from longtake.train import checkpoint, health
 from longtake.train.engine import FabricEngine
-from longtake.train.log import Log, progress_bar
+from longtake.train.log import Log
 
 if TYPE_CHECKING:
     from longtake.train.loop import Trainer
@@ -165,6 +166,7 @@ class StageRun:
             state = {
                 **self._common(self.number, done),
                 "optimisers": {n: o.state_dict() for n, o in self.engine.optimisers.items()},
+                "scaler": self.fabric.strategy.precision.state_dict(),
                 "stage_state": self.stage.state_dict(),
                 "ema": {n: net.state_dict() for n, net in ema.averaged.items()} if ema else None,
             }
@@ -177,6 +179,7 @@ class StageRun:
         """Put back what belongs to the middle of a stage."""
         for name, optimiser in self.engine.optimisers.items():
             optimiser.load_state_dict(state["optimisers"][name])
+        self.fabric.strategy.precision.load_state_dict(state["scaler"])
         self.stage.load_state_dict(state["stage_state"])
         if self.engine.ema:
             for name, network in self.engine.ema.averaged.items():

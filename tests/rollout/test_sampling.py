@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from longtake.errors import UserError
 from longtake.nn.transformer import Transformer, TransformerConfig
+from longtake.rollout import engine
 from longtake.rollout.engine import Decoder, generate_tokens
 from longtake.rollout.sampling import SamplingSettings, filter_logits, sample
 
@@ -82,12 +83,20 @@ def test_senseless_settings_are_refused_by_name(wrong):
         SamplingSettings(**wrong)
 
 
+@pytest.fixture(params=["plain", "blocked"])
+def layout(request, monkeypatch):
+    """Both layouts of float weights, whatever their size."""
+    monkeypatch.setattr(engine, "SMALL_WEIGHT", 2**40 if request.param == "plain" else 0)
+
+
 @pytest.mark.parametrize(("precision", "tolerance"), [("float32", 1e-5), ("bfloat16", 0.04), ("int8", 0.06)])
 @pytest.mark.parametrize("prefix", [1, 7])
-def test_the_decoder_gives_the_transformers_logits(transformer, tokens, precision, tolerance, prefix):
+@pytest.mark.parametrize("rows", [1, 3])
+def test_the_decoder_gives_the_transformers_logits(transformer, tokens, layout, precision, tolerance, prefix, rows):
     if precision == "int8" and not torch.backends.mkldnn.is_available():
         pytest.skip("int8 needs oneDNN")
-    decoder = Decoder(transformer, 3, precision)
+    tokens = tokens[:rows]
+    decoder = Decoder(transformer, rows, precision)
     logits = [decoder.prefill(tokens[:, :prefix])]
     logits += [decoder.extend(tokens[:, i : i + 1]) for i in range(prefix, 15)]
     logits.append(decoder.extend(tokens[:, 15:]))  # several at once behind a filled cache
@@ -119,7 +128,7 @@ def test_generating_is_sampling_from_the_full_forward(transformer, tokens):
 
 
 @pytest.mark.parametrize("precision", ["float32", "int8"])
-def test_a_row_does_not_depend_on_its_batch(transformer, tokens, precision):
+def test_a_row_does_not_depend_on_its_batch(transformer, tokens, layout, precision):
     if precision == "int8" and not torch.backends.mkldnn.is_available():
         pytest.skip("int8 needs oneDNN")
     uniforms = torch.rand(3, 15, generator=torch.Generator().manual_seed(3))

@@ -169,7 +169,8 @@ def test_an_update_moves_the_averages_of_its_own_networks_only():
     assert not averaged["one"].weight.requires_grad
 
 
-def test_bf16_computes_in_bfloat16_and_keeps_float32_weights():
+def test_bf16_computes_in_bfloat16_and_keeps_float32_weights(monkeypatch):
+    monkeypatch.setattr("longtake.train.engine.fast_bfloat16", lambda: True)
     engine, nets = made(precision="bf16")
     dtypes = []
 

@@ -18,6 +18,8 @@ import pytest
 import torch
 from conftest import write_library
 from fakes import TinyConfig
+from lightning_fabric import Fabric
+from lightning_fabric.plugins import MixedPrecision
 from rich.console import Console
 
 from longtake.data.library import Library
@@ -181,6 +183,37 @@ def test_a_killed_run_goes_on_from_its_newest_checkpoint(library, tmp_path, monk
     assert entries == [(name, s) for name in ("coder", "predictor") for s in range(1, 7)]
     run(recipe(library, tmp_path / "whole", "tiny-image-video"))
     assert equal(tmp_path / "run", tmp_path / "whole")
+
+
+def test_half_precision_keeps_its_gradient_scale_over_a_kill(library, tmp_path, monkeypatch):
+    def half(precision: str, device: str) -> Fabric:  # Fabric has it on GPUs only, unless it is put in by hand
+        scaler = torch.amp.GradScaler("cpu", growth_interval=3)
+        return Fabric(accelerator="cpu", plugins=MixedPrecision("16-mixed", "cpu", scaler))
+
+    monkeypatch.setattr("longtake.train.loop.make_fabric", half)
+    made = recipe(library, tmp_path / "run")
+    with monkeypatch.context() as patch:
+        dying_at(patch, "generator", 5)
+        with pytest.raises(Killed):
+            run(made)
+    saved = checkpoint.read(checkpoint.latest(tmp_path / "run" / "checkpoints"))
+    run(made)
+    run(recipe(library, tmp_path / "whole"))
+    assert saved["scaler"]["_growth_tracker"] > 0 or saved["scaler"]["scale"] != 2.0**16
+    assert equal(tmp_path / "run", tmp_path / "whole")
+
+
+def test_half_precision_on_a_cpu_is_refused(library, tmp_path):
+    with pytest.raises(UserError, match="needs a GPU"):
+        run(recipe(library, tmp_path / "run", precision="16"))
+
+
+def test_without_bfloat16_arithmetic_training_runs_in_32_bits_and_says_so(library, tmp_path, monkeypatch):
+    monkeypatch.setattr("longtake.train.engine.fast_bfloat16", lambda: False)
+    told = run(recipe(library, tmp_path / "asked", precision="bf16"))
+    assert "no bfloat16 arithmetic" in told
+    assert "no bfloat16" not in run(recipe(library, tmp_path / "whole"))
+    assert equal(tmp_path / "asked", tmp_path / "whole")
 
 
 @pytest.mark.parametrize("moment", ["write", "export"])
