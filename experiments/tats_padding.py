@@ -8,7 +8,8 @@ VQGANs at 32 pixels that differ in nothing but padding, each with a prior of its
 3. rollout: 16-frame windows of 320-frame videos against real ones, by a Frechet distance on plain pixel
    statistics (FD[pixels], named so because it is no FVD), and motion, over time.
 
-    python experiments/tats_padding.py --data data/atari --output runs/padding
+    longtake data sample atari -o data/two-games --minutes 30 --size 32 --games freeway riverraid
+    python experiments/tats_padding.py --data data/two-games --output runs/padding
     python experiments/tats_padding.py --output runs/padding --table     # only rewrite docs/results
 
 Runs resume; an arm that is done is not run again.
@@ -73,10 +74,10 @@ def config(padding: Padding, vqgan_steps: int, prior_steps: int) -> TATSConfig:
             restart=0.5,
         ),
         discriminator=DiscriminatorConfig(width=8, layers=2),
-        prior=PriorConfig(layers=4, heads=4, width=192, condition="label"),
+        prior=PriorConfig(layers=3, heads=4, width=128, condition="label"),
         vqgan_stage=VQGANStageConfig(
             steps=vqgan_steps,
-            batch=8,
+            batch=4,
             lr=1e-3,
             betas=(0.9, 0.99),
             warmup=50,
@@ -253,8 +254,8 @@ def main() -> None:
     parser.add_argument("--output", required=True)
     parser.add_argument("--arms", type=int, default=len(ARMS), help="only the first so many arms")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--vqgan-steps", type=int, default=2500)
-    parser.add_argument("--prior-steps", type=int, default=2500)
+    parser.add_argument("--vqgan-steps", type=int, default=1200)
+    parser.add_argument("--prior-steps", type=int, default=1500)
     parser.add_argument("--precision", default="bf16")
     parser.add_argument("--table", action="store_true", help="only rewrite docs/results")
     args = parser.parse_args()

@@ -62,13 +62,15 @@ class PerceptualDistance(nn.Module):
     averaged over places and summed over layers (LPIPS, equation 1). Without `heads` all channels of a layer weigh
     the same, 1 / channels.
 
-    LPIPS means images in [-1, 1]; the released code of TATS gives it [-0.5, 0.5], which only the caller can do.
+    LPIPS means images in [-1, 1]; the released code of TATS gives it [-0.5, 0.5], which is a `scale` of 0.5.
     It also leaves dropout on in its heads while training, which is not done here.
     """
 
-    def __init__(self, features: nn.Module, heads: Sequence[Tensor] | None = None):
-        """`features` maps (B, 3, H, W) to a list of (B, C, h, w); `heads` holds a vector (C,) for each of them."""
+    def __init__(self, features: nn.Module, heads: Sequence[Tensor] | None = None, scale: float = 1.0):
+        """`features` maps (B, 3, H, W) to a list of (B, C, h, w); `heads` holds a vector (C,) for each of them;
+        `scale` multiplies the images first."""
         super().__init__()
+        self.scale = scale
         self.features = features.requires_grad_(False)
         self.layers = None if heads is None else len(heads)
         for i, head in enumerate(heads or ()):
@@ -81,7 +83,7 @@ class PerceptualDistance(nn.Module):
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
         """Images (B, 3, H, W) each -> distances (B,), float32 also under autocast."""
-        maps = list(zip(self.features(a), self.features(b), strict=True))
+        maps = list(zip(self.features(a * self.scale), self.features(b * self.scale), strict=True))
         if self.layers not in (None, len(maps)):
             raise ValueError(f"{self.layers} heads for {len(maps)} feature maps")
         total = torch.zeros((), device=a.device)
@@ -101,7 +103,7 @@ def _unit(x: Tensor) -> Tensor:
     return F.normalize(x if x.dtype == torch.float64 else x.float(), dim=1, eps=EPS)
 
 
-def lpips(state: Mapping[str, Tensor]) -> PerceptualDistance:
+def lpips(state: Mapping[str, Tensor], scale: float = 1.0) -> PerceptualDistance:
     """LPIPS on VGG-16 from weights in any of the layouts in circulation, alone or with other entries around them.
 
     Convolutions: torchvision's `features.N.*`, or `net.sliceK.N.*` as the LPIPS modules keep them (the released
@@ -123,7 +125,7 @@ def lpips(state: Mapping[str, Tensor]) -> PerceptualDistance:
     for i, channels in enumerate(VGG_CHANNELS):
         _check(f"lin{i}.model.1.weight", heads.get(i), torch.Size((1, channels, 1, 1)))
     network.features.load_state_dict({name: convolutions[name] for name in network.features.state_dict()})
-    return PerceptualDistance(network, [heads[i] for i in range(len(VGG_CHANNELS))])
+    return PerceptualDistance(network, [heads[i] for i in range(len(VGG_CHANNELS))], scale)
 
 
 def _check(name: str, value: Tensor | None, shape: torch.Size) -> None:

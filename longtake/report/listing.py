@@ -6,6 +6,7 @@ from rich.console import Console
 from rich.table import Table
 
 from longtake.systems import REGISTRY, system_class
+from longtake.systems.base import System
 from longtake.systems.folder import ASSETS, bundled, read_config
 
 
@@ -30,6 +31,8 @@ def list_systems() -> None:
         table.add_column(column)
     for name in REGISTRY:
         cls = system_class(name)
+        if not issubclass(cls, System):
+            continue
         longest = "any length" if cls.max_frames is None else f"{cls.max_frames} frames"
         accepts, requires = ", ".join(sorted(cls.accepts)) or "-", ", ".join(sorted(cls.requires)) or "-"
         table.add_row(name, accepts, requires, longest, ", ".join(cls.sizes))

@@ -5,14 +5,17 @@ from __future__ import annotations
 from importlib import import_module
 
 from longtake.errors import UserError
-from longtake.systems.base import System
+from longtake.systems.base import Trainable
 
-REGISTRY = {"tats": "longtake.systems.tats.system:TATS"}
-"""System name -> module:class, imported when asked for."""
+REGISTRY = {
+    "tats": "longtake.systems.tats.system:TATS",
+    "classifier": "longtake.systems.classifier.system:Classifier",
+}
+"""Name -> module:class of a Trainable, imported when asked for."""
 
 
-def system_class(name: str) -> type[System]:
-    """The class of a system.
+def system_class(name: str) -> type[Trainable]:
+    """The class of a system, or of another thing that a recipe can train.
 
     Raises:
         UserError: there is no such system.

@@ -24,7 +24,7 @@ from longtake import __version__
 from longtake.config import from_dict, to_dict
 from longtake.errors import UserError
 from longtake.systems import system_class
-from longtake.systems.base import ModelInfo, System
+from longtake.systems.base import ModelInfo, System, Trainable
 
 ASSETS = Path(__file__).parent.parent / "assets"
 SHARD = "4GB"
@@ -106,20 +106,33 @@ def load(name: str | Path, device: str | torch.device = "cpu", dtype: torch.dtyp
         name: a folder, a bundled name or a Hub id.
         device: where the networks go.
         dtype: of the floating-point weights.
+
+    Raises:
+        UserError: nothing of that name, a damaged model, or one that makes no videos.
     """
+    model = load_trainable(name, device, dtype)
+    if not isinstance(model, System):
+        raise UserError(f"{name} is a {model.name}: it makes no videos", code=2)
+    return model
+
+
+def load_trainable(
+    name: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+) -> Trainable:
+    """Load any model, also one that makes no videos (a classifier); arguments as in `load`."""
     folder = find(name)
     raw = read_config(folder)
     cls = system_class(raw["system"])
     where = str(folder / "config.json")
     config = from_dict(cls.config_class, raw["config"], where)
-    system = cls(config, from_dict(ModelInfo, raw["info"], where))
+    model = cls(config, from_dict(ModelInfo, raw["info"], where))
     state = read_state(folder)
-    for net in system.inference:
-        load_network(system, net, state, folder)
-    return system.eval().to(torch.device(device), dtype)
+    for net in model.inference:
+        load_network(model, net, state, folder)
+    return model.eval().to(torch.device(device), dtype)
 
 
-def load_network(system: System, name: str, state: dict[str, Tensor], where: str | Path) -> None:
+def load_network(system: Trainable, name: str, state: dict[str, Tensor], where: str | Path) -> None:
     """Put the tensors `<name>.*` into one network of a system.
 
     Raises:
@@ -137,14 +150,14 @@ def load_network(system: System, name: str, state: dict[str, Tensor], where: str
     network.load_state_dict({k: v.to(expected[k].dtype) for k, v in own.items()})
 
 
-def inference_state(system: System) -> dict[str, Tensor]:
+def inference_state(system: Trainable) -> dict[str, Tensor]:
     """Tensors of all networks that inference needs, as `<network>.<parameter>`."""
     nets = ((n, system.networks[n]) for n in system.inference)
     return {f"{n}.{k}": v.detach().cpu().contiguous() for n, net in nets for k, v in net.state_dict().items()}
 
 
 def save(
-    system: System,
+    system: Trainable,
     folder: str | Path,
     card: str | None = None,
     dtype: torch.dtype | None = None,

@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from longtake.data.batch import Batch
 from longtake.data.library import Library
 from longtake.data.loader import Loader
-from longtake.systems.base import Stage, System
+from longtake.systems.base import Stage, Trainable
 from longtake.train.engine import FabricEngine, make_fabric
 from longtake.train.loop import build
 from longtake.train.recipe import Recipe
@@ -34,7 +34,7 @@ def describe(recipe: Recipe) -> str:
     return "\n".join(lines)
 
 
-def _stage(stage: Stage, system: System, library: Library, recipe: Recipe) -> list[str]:
+def _stage(stage: Stage, system: Trainable, library: Library, recipe: Recipe) -> list[str]:
     loader = Loader(library, stage.clips, "train", recipe.seed, cache_bytes=0)
     lines = [f"stage {stage.name}: {stage.steps:,} updates, trains {', '.join(stage.trains)}"]
     for name, draw in stage.clips.items():
@@ -55,7 +55,7 @@ def _stage(stage: Stage, system: System, library: Library, recipe: Recipe) -> li
     return lines
 
 
-def _measure(stage: Stage, system: System, loader: Loader, recipe: Recipe) -> tuple[float, float]:
+def _measure(stage: Stage, system: Trainable, loader: Loader, recipe: Recipe) -> tuple[float, float]:
     """FLOPs and bytes of saved activations of one update, from its last (fully switched on) step."""
     fabric = make_fabric("32", "cpu")
     engine = FabricEngine(fabric, system.networks, stage, 1, recipe.seed)

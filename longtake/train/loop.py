@@ -21,14 +21,14 @@ from longtake.files import write_text
 from longtake.nn.distributed import all_reduce_sum
 from longtake.systems import folder as model_folder
 from longtake.systems import system_class
-from longtake.systems.base import ModelInfo, Stage, System
+from longtake.systems.base import ModelInfo, Stage, Trainable
 from longtake.train import checkpoint
 from longtake.train.engine import make_fabric
 from longtake.train.recipe import Recipe
 from longtake.train.stage import StageRun
 
 
-def build(recipe: Recipe, library: Library) -> System:
+def build(recipe: Recipe, library: Library) -> Trainable:
     """The system of a recipe, freshly initialised from its seed and then from `init`."""
     cls = system_class(recipe.system)
     torch.manual_seed(recipe.seed)
@@ -44,7 +44,7 @@ def build(recipe: Recipe, library: Library) -> System:
     return system
 
 
-def pending_stages(system: System) -> list[Stage]:
+def pending_stages(system: Trainable) -> list[Stage]:
     """Stages that have something to train: a stage of 0 steps is left out (its network comes from `init`)."""
     return [stage for stage in system.stages() if stage.steps > 0]
 
@@ -137,7 +137,7 @@ class Trainer:
         self.tell(f"going on from {found.name} in {self.folder}")
         return state
 
-    def _restored(self, state: dict) -> System:
+    def _restored(self, state: dict) -> Trainable:
         info = ModelInfo.of(self.library, self.recipe.config.size)
         system = system_class(self.recipe.system)(self.recipe.config, info)
         for name, network in system.networks.items():
@@ -157,7 +157,7 @@ class Trainer:
                 raise UserError(f"{text}; choose a divisor of it", code=2)
         Loader(self.library, stage.clips, "train", self.recipe.seed, cache_bytes=0)
 
-    def loader(self, stage: Stage, system: System, split: str) -> Loader:
+    def loader(self, stage: Stage, system: Trainable, split: str) -> Loader:
         """The stage's batches; the first process fills the frame cache while the others wait."""
         derive = None
         if stage.derive:
@@ -192,7 +192,7 @@ class Trainer:
         if done == total or done * 10 // total > (done - 1) * 10 // total:
             self.tell(f"decoding the library: {done}/{total} videos")
 
-    def export(self, system: System) -> None:
+    def export(self, system: Trainable) -> None:
         """Write the model folder."""
         card = (
             f"# {self.recipe.system} {self.recipe.size}\n\nTrained by longtake; recipe.yaml beside this file is "

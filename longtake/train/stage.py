@@ -16,7 +16,7 @@ from longtake.data.loader import Loader
 from longtake.errors import UserError
 from longtake.progress import progress_bar
 from longtake.systems import folder as model_folder
-from longtake.systems.base import Stage, System
+from longtake.systems.base import Stage, Trainable
 from longtake.train import checkpoint, health
 from longtake.train.engine import FabricEngine
 from longtake.train.log import Log
@@ -37,7 +37,9 @@ class StageRun:
         resume: a checkpoint's state to go on from, or None.
     """
 
-    def __init__(self, run: Trainer, system: System, stage: Stage, number: int, offset: int, resume: dict | None):
+    def __init__(
+        self, run: Trainer, system: Trainable, stage: Stage, number: int, offset: int, resume: dict | None
+    ):
         self.run, self.system, self.stage, self.number = run, system, stage, number
         self.settings, self.fabric = run.settings, run.fabric
         for name, network in system.networks.items():

@@ -4,7 +4,7 @@ from torch import nn
 
 from longtake.errors import UserError
 from longtake.nn.perceptual import VGG_CHANNELS, PerceptualDistance, VGG16Features, lpips
-from longtake.systems.lpips import load_lpips
+from longtake.systems.perceptual import load_lpips
 
 
 @pytest.fixture(scope="module")

@@ -94,7 +94,7 @@ def test_the_generator_loss_is_the_weighted_sum(adversarial, monkeypatch):
     frame = Rng(["0/vqgan"]).integers("frame", [10, 11, 12], 8)[0]
     l1 = (video - result.video).abs().mean() / 2
     real, fake = pick_frame(video, frame) / 2, pick_frame(result.video, frame) / 2
-    expected = 3 * l1 + 5 * (real - fake).square().mean() + result.quantised.commitment_loss
+    expected = 3 * l1 + 5 * (2 * real - 2 * fake).square().mean() + result.quantised.commitment_loss
     if adversarial:
         image, clip = made.networks["image_discriminator"], made.networks["video_discriminator"]
         for critic, weight, a, b in ((image, 0.5, real, fake), (clip, 2.0, video / 2, result.video / 2)):
@@ -103,7 +103,7 @@ def test_the_generator_loss_is_the_weighted_sum(adversarial, monkeypatch):
             expected = expected + 7 * sum(F.l1_loss(y, x) for x, y in pairs)
     assert float(losses["loss"].detach()) == pytest.approx(float(expected.detach()), rel=1e-5)
     assert ("adversarial" in losses) == adversarial
-    assert torch.equal(distance.seen[0][1], real)
+    assert torch.equal(distance.seen[0][1], 2 * real)
 
 
 def test_discriminators_wait_for_their_start():

@@ -64,7 +64,8 @@ class VQGANStageConfig:
     perceptual_weight: float = 4.0
     """Weight of the perceptual distance of one random frame a clip; needs `perceptual`."""
     perceptual: str | None = None
-    """File or folder with the VGG-16 and LPIPS weights that you bring; None leaves the perceptual loss out."""
+    """File or folder with VGG-16 and LPIPS weights that you bring, or a classifier (a model folder or a bundled
+    name); None leaves the perceptual loss out."""
     gan_weight: tuple[float, float] = (1.0, 1.0)
     """Weights of the image and the video discriminator."""
     gan_loss: Literal["hinge", "vanilla"] = "hinge"

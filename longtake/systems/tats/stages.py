@@ -92,7 +92,7 @@ class VQGANStage(Stage):
     def _reconstruction(self, video: Tensor, result, frame: Tensor) -> Losses:
         losses = {"l1": self.config.l1_weight * reconstruction_loss(video, result.video)}
         if self.perceptual is not None:
-            distance = self.perceptual(pick_frame(result.video, frame) / 2, pick_frame(video, frame) / 2).mean()
+            distance = self.perceptual(pick_frame(result.video, frame), pick_frame(video, frame)).mean()
             losses["perceptual"] = self.config.perceptual_weight * distance
         return losses
 

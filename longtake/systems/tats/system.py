@@ -16,7 +16,7 @@ from longtake.nn.transformer import Transformer, TransformerConfig
 from longtake.rollout.rng import Rng
 from longtake.story import Story
 from longtake.systems.base import ModelInfo, Stage, System
-from longtake.systems.lpips import load_lpips
+from longtake.systems.perceptual import load_perceptual
 from longtake.systems.tats.config import SIZES, TATSConfig, TATSSettings
 from longtake.systems.tats.rollout import sliding_window
 from longtake.systems.tats.stages import PriorStage, VQGANStage
@@ -98,9 +98,9 @@ class TATS(System):
         return [VQGANStage(self), PriorStage(self)] if self.config.prior.layers else [VQGANStage(self)]
 
     def perceptual(self) -> torch.nn.Module | None:
-        """The perceptual distance of the first stage, if the recipe brings weights for it."""
+        """The perceptual distance of the first stage, if the recipe names one; LPIPS sees [-0.5, 0.5]."""
         path = self.config.vqgan_stage.perceptual
-        return load_lpips(path).requires_grad_(False).eval() if path else None
+        return load_perceptual(path, lpips_scale=0.5).requires_grad_(False) if path else None
 
     def condition_tokens(self, label: Tensor) -> Tensor:
         """What stands before the video tokens: labels (B,) -> ids (B, 1)."""

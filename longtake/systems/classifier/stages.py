@@ -1,0 +1,102 @@
+"""How the classifier is trained: the class of a clip, and what was done to its time.
+
+A class can often be told from one still, and features that see nothing else would not notice a frozen or shuffled
+video. So each clip is played in one of five ways, and the network must also tell which.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from longtake.data.batch import Batch
+from longtake.data.clips import ClipSpec, Draw
+from longtake.rollout.rng import Rng
+from longtake.systems.base import Engine, Losses, Stage
+
+if TYPE_CHECKING:
+    from longtake.systems.classifier.system import Classifier
+
+PLAYED = ("forward", "double speed", "reversed", "shuffled", "frozen")
+
+
+def play(frames: Tensor, way: Tensor, order: Tensor, count: int) -> Tensor:
+    """Play clips in the given ways.
+
+    Args:
+        frames: (B, 3, 2 * count, H, W).
+        way: (B,) index into `PLAYED`.
+        order: (B, count) numbers whose ranks are the order of a shuffled clip.
+        count: frames of a played clip.
+
+    Returns:
+        (B, 3, count, H, W).
+    """
+    forward = torch.arange(count, device=frames.device)
+    ways = torch.stack(
+        [
+            forward.expand_as(order),
+            (2 * forward).expand_as(order),
+            forward.flip(0).expand_as(order),
+            order.argsort(1),
+            torch.zeros_like(forward).expand_as(order),
+        ],
+        1,
+    )
+    chosen = ways[torch.arange(len(way), device=frames.device), way]
+    index = chosen[:, None, :, None, None].expand(-1, frames.shape[1], -1, *frames.shape[3:])
+    return frames.gather(2, index)
+
+
+class ClassifierStage(Stage):
+    """Cross-entropy of the class plus cross-entropy of the way of playing, each way equally often."""
+
+    name = "classifier"
+    trains = ("classifier",)
+    best_by = "val/loss"
+
+    def __init__(self, system: Classifier):
+        self.system, self.network = system, system.network
+        self.config = config = system.config.stage
+        self.steps, self.ema = config.steps, config.ema
+        conditions = ("label",) if system.config.classes else ()
+        spec = ClipSpec(2 * system.config.frames, system.config.size, conditions=conditions)
+        self.clips = {"clips": Draw(spec, config.batch)}
+
+    def optimisers(self) -> dict[str, torch.optim.Optimizer]:
+        parameters = self.network.parameters()
+        return {
+            "classifier": torch.optim.AdamW(parameters, lr=self.config.lr, weight_decay=self.config.weight_decay)
+        }
+
+    def schedule(self, step: int) -> float:
+        if step < self.config.warmup:
+            return (step + 1) / (self.config.warmup + 1)
+        done = (step - self.config.warmup) / max(1, self.steps - self.config.warmup)
+        return 0.55 + 0.45 * math.cos(math.pi * done)
+
+    def _figures(self, batch: Batch, rng: Rng) -> Losses:
+        ids, count, device = batch["id"].tolist(), self.system.config.frames, batch["frames"].device
+        way = rng.integers("way", ids, len(PLAYED))[0].to(device)
+        order = rng.uniform("order", ids, (count,))[0].to(device)
+        output = self.network(play(batch["frames"], way, order, count))
+        motion = F.cross_entropy(output.played.float(), way)
+        losses = {"motion": motion, "motion_accuracy": (output.played.argmax(1) == way).float().mean()}
+        total = self.config.motion_weight * motion
+        if output.classes is not None:
+            label = batch["label"]
+            losses["class"] = F.cross_entropy(output.classes.float(), label)
+            losses["class_accuracy"] = (output.classes.argmax(1) == label).float().mean()
+            total = total + losses["class"]
+        return {"loss": total, **losses}
+
+    def step(self, batches: dict[str, Batch], engine: Engine) -> dict[str, float]:
+        return engine.update("classifier", lambda b: self._figures(b, engine.rng), batches["clips"], 1.0)
+
+    def validate(self, batches: dict[str, Batch]) -> dict[str, float]:
+        figures = self._figures(batches["clips"], Rng(["validation"]))
+        return {f"val/{name}": float(value) for name, value in figures.items()}
