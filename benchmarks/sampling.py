@@ -14,6 +14,8 @@ where the arm samples. The arms:
 * transformers: `GPT2LMHeadModel.generate` of the same size with its static cache.
 * floor: `torch.sum` over as many bytes as the weights (embedding rows looked up, not read whole) and, half filled
   on average, the key-value cache take up; the cache at 2 bytes a number except in float32.
+
+On a CPU without bfloat16 arithmetic, bfloat16 runs at batch 1 only.
 """
 
 import argparse
@@ -29,6 +31,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from longtake.nn.precision import fast_bfloat16
 from longtake.nn.transformer import Transformer, TransformerConfig
 from longtake.rollout.engine import Decoder, Precision, generate_tokens
 from longtake.rollout.sampling import SamplingSettings
@@ -112,6 +115,11 @@ def peer(config: TransformerConfig, precision: str, batch: int, count: int, devi
         return tokens
 
     return lambda: timed(generate, device)
+
+
+def emulated(precision: str, device: str) -> bool:
+    """Whether this machine has no arithmetic of that type: then only one row at a time has a usable kernel."""
+    return device == "cpu" and precision == "bfloat16" and not fast_bfloat16()
 
 
 def timed(work: Callable[[], object], device: str) -> float:
@@ -210,6 +218,8 @@ def main() -> None:
     )
     arms: dict[Arm, Callable[[], Callable[[], float]]] = {}
     for p, b in itertools.product(precisions, batches):
+        if emulated(p, device) and b > 1:
+            continue
         arms["floor", p, b] = lambda p=p, b=b: floor(config, p, b, count, device)
         arms["ours", p, b] = lambda p=p, b=b: ours(model, p, b, count, device, options.compile)
         if p != "int8":  # neither of the others has int8 weights
@@ -223,6 +233,7 @@ def main() -> None:
         "machine": f"{platform.processor() or platform.machine()}, {device}, torch {torch.__version__}",
         "threads_tried": threads,
         "compiled": options.compile,
+        "bfloat16_arithmetic": not emulated("bfloat16", device),
         "rows": rows,
     }
     if device == "cpu" and not options.compile:

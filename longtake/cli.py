@@ -170,16 +170,30 @@ def parser() -> argparse.ArgumentParser:
         commands,
         "evaluate",
         evaluate,
-        "measure a model against the test split of a library",
-        "longtake evaluate tats-atari --data data/atari -o runs/eval --videos 8 --frames 1024",
+        "measure a model, or a folder of videos, under a stated protocol",
+        "longtake evaluate tats-atari --data data/atari -o runs/eval --videos 64 --frames 256",
     )
-    p.add_argument("model", metavar="MODEL", help="a model folder, a bundled name or a Hub id")
+    p.add_argument("source", metavar="SOURCE", help="a model, or a folder of videos made by anything")
     p.add_argument("--data", required=True, metavar="DIR", help="a prepared library")
     p.add_argument("-o", "--output", required=True, metavar="DIR", help="folder for result.json and the videos")
-    p.add_argument("--videos", type=_positive, default=8, metavar="N")
-    p.add_argument("--frames", type=_positive, default=1024, metavar="F")
+    p.add_argument("--protocol", default="longtake-1", metavar="NAME", help="see the docs (default longtake-1)")
+    p.add_argument(
+        "--extractor",
+        action="append",
+        metavar="E",
+        help="a classifier, or i3d=FILE, inception=FILE ...; again for more; none: no features (default r3d-atari)",
+    )
+    p.add_argument("--videos", type=_positive, metavar="N", help="how many (default: the protocol's)")
+    p.add_argument("--frames", type=_positive, metavar="F", help="frames a video (default: the protocol's)")
     p.add_argument("--batch", type=_positive, default=8, metavar="N", help="videos at a time")
+    p.add_argument("--keep", type=int, default=8, metavar="N", help="videos also written as files (default 8)")
+    p.add_argument(
+        "--seam-period", type=_positive, metavar="F", help="frames between joins, for a folder of videos"
+    )
     p.add_argument("--seed", type=int, default=0, metavar="N")
+    p.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of the system, as in generate"
+    )
     _device(p)
 
     p = _add(

@@ -20,6 +20,7 @@ from longtake.rollout.memory import steady_allocations
 from longtake.story import Story
 from longtake.systems.base import System
 
+DEFAULT_EXTRACTOR = "r3d-atari"
 console = Console(stderr=True)
 """Progress goes to stderr; what a command answers goes to stdout."""
 
@@ -191,13 +192,28 @@ def _pair(text: str) -> tuple[str, str]:
 
 def evaluate_model(args: argparse.Namespace) -> None:
     """`longtake evaluate`."""
+    from longtake.data.library import Library
     from longtake.metrics.evaluate import evaluate
+    from longtake.metrics.extractors.registry import make_extractor
+    from longtake.metrics.protocol import find_protocol
+    from longtake.metrics.sources import FolderSource, ModelSource
+    from longtake.systems.folder import bundled, is_model
 
-    system = api.load(args.model, pick_device(args.device))
-    with show_progress("frames generated") as progress:
+    device, protocol, library = pick_device(args.device), find_protocol(args.protocol), Library(args.data)
+    names = args.extractor or [name for name in bundled() if name == DEFAULT_EXTRACTOR]
+    extractors = [make_extractor(name, device) for name in names if name != "none"]
+    if is_model(args.source) or not Path(args.source).is_dir():
+        system = api.configure(api.load(args.source, device), parse_settings(args.set))
+        count, frames = args.videos or protocol.fake_videos, args.frames or protocol.frames
+        source = ModelSource(system, library, count, frames, args.seed, protocol.to_bytes)
+    else:
+        source = FolderSource(Path(args.source), args.videos, args.frames, protocol.frames, args.seam_period)
+    with show_progress("frames measured") as progress:
         result = evaluate(
-            system, args.data, args.output, args.videos, args.frames, args.batch, args.seed, progress=progress
+            source, library, args.output, protocol, extractors, args.batch, args.keep, args.seed, progress
         )
+    if result is None:
+        return
     for line in result.lines():
         print(line)
     print(Path(args.output) / "result.json")

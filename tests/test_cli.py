@@ -307,12 +307,15 @@ def test_prepare_inspect_reconstruct_evaluate(library, model, tmp_path, capsys):
     assert "PSNR" in capsys.readouterr().out
     info = video.probe(tmp_path / "both.mp4")
     assert (info.frames, info.width, info.height) == (40, 32, 16)
-    words = ["--data", tmp_path / "lib", "-o", tmp_path / "eval", "--videos", 2, "--frames", 12]
-    assert run("evaluate", model, *words) == 0
+    words = ["--data", tmp_path / "lib", "-o", tmp_path / "eval", "--videos", 2, "--frames", 16]
+    assert run("evaluate", model, *words, "--extractor", "none") == 0
     assert capsys.readouterr().out.splitlines()[-1] == str(tmp_path / "eval" / "result.json")
+    words = ["--data", tmp_path / "lib", "-o", tmp_path / "again", "--seam-period", 4, "--extractor", "none"]
+    assert run("evaluate", tmp_path / "eval", *words) == 0
+    assert re.search(r"^seam: ", capsys.readouterr().out, re.MULTILINE)
 
 
-def test_other_commands_fail_in_one_sentence(model, tmp_path, capsys, monkeypatch):
+def test_other_commands_fail_in_one_sentence(model, library, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
     (tmp_path / "text.mp4").write_text("not a video")
@@ -320,6 +323,13 @@ def test_other_commands_fail_in_one_sentence(model, tmp_path, capsys, monkeypatc
     fails(capsys, 1, "empty is not a prepared library", "data", "inspect", "empty")
     fails(capsys, 1, "text.mp4", "reconstruct", model, "text.mp4", "-o", "both.mp4")
     fails(capsys, 1, "empty is not a prepared library", "evaluate", model, "--data", "empty", "-o", "eval")
+    words = ["--data", library, "-o", "eval"]
+    fails(
+        capsys, 2, "no protocol 'mine'; choose one of longtake-1", "evaluate", model, *words, "--protocol", "mine"
+    )
+    fails(capsys, 2, "no extractor 'i4d'", "evaluate", model, *words, "--extractor", "i4d=x")
+    fails(capsys, 2, "neither a model nor a folder of videos", "evaluate", "empty", *words, "--extractor", "none")
+    fails(capsys, 2, "nothing is neither a model folder", "evaluate", "nothing", *words, "--extractor", "none")
     fails(capsys, 1, "text.mp4", "convert", "tats", "text.mp4", "-o", "out")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["empty", "text.mp4"]
 

@@ -247,13 +247,18 @@ def test_generated_video_reaches_the_disk(case, trained, tmp_path, long_source):
 
 @pytest.mark.parametrize("case", IDS)
 def test_evaluate(case, trained, library, tmp_path):
+    from longtake.data.library import Library
     from longtake.metrics.evaluate import evaluate
+    from longtake.metrics.protocol import PROTOCOLS
+    from longtake.metrics.sources import ModelSource
 
-    system = reload(trained(case))
-    result = evaluate(system, str(library), str(tmp_path / "eval"), videos=2, frames=12, batch=2)
+    system, footage = reload(trained(case)), Library(library)
+    source = ModelSource(system, footage, 2, 16, 0, "round")
+    result = evaluate(source, footage, tmp_path / "eval", PROTOCOLS["longtake-1"], [])
+    assert result is not None
     stored = json.loads((tmp_path / "eval" / "result.json").read_text())
     assert stored["protocol"]["fake_videos"] == 2
-    assert stored["protocol"]["frames"] == 12
+    assert stored["protocol"]["frames"] == min(16, system.max_frames or 16)
     assert stored["protocol"]["sees_test_video"] == ("source_video" in system.requires)
     assert result.figures.keys() == stored["figures"].keys()
 

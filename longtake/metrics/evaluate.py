@@ -1,172 +1,240 @@
-"""Measure a model: generate videos, look at what moves over time, reconstruct held-out footage.
+"""Measure videos under a protocol: generate what is missing, keep a record of each video, sum up.
 
-Distribution distances need feature extractors and come with them; what is here needs nothing but the frames.
+An evaluation folder holds
+
+    result.json          figures, curves, and the protocol they were measured under
+    records/             one small file a video; what is there is not made again
+    video-000.mp4 ...    the first few videos, to look at
+    sheet.png            frames of them
+
+so a killed evaluation goes on where it was, and processes started by torchrun share the work.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+import torch.distributed as dist
 
 from longtake import __version__
-from longtake.data.batch import to_float
+from longtake.data import video
 from longtake.data.library import Library
 from longtake.errors import UserError
-from longtake.metrics.motion import MotionMeter, longest_repeat, longest_still
-from longtake.metrics.result import Figure, Result
-from longtake.rollout.write import write_videos
-from longtake.story import Entry, Story
-from longtake.systems.base import System
-from longtake.systems.folder import inference_state, weights_hash
+from longtake.files import write_text
+from longtake.metrics import summary
+from longtake.metrics.extractors.base import Extractor
+from longtake.metrics.protocol import Protocol
+from longtake.metrics.queue import FeatureQueue
+from longtake.metrics.real import check_size, real_features, real_motion, real_rows
+from longtake.metrics.records import Record, VideoMeter, kinds_within, read_record, usable, write_record
+from longtake.metrics.result import Result
+from longtake.metrics.sources import Source
 
-TAIL = 128
-"""Frames at the end of a video whose motion is reported on its own."""
+Progress = Callable[[int, int], None]
+SHOTS = 16
 
 
 def evaluate(
-    system: System,
-    data: str,
-    output: str,
-    videos: int = 8,
-    frames: int = 1024,
+    source: Source,
+    library: Library,
+    output: str | Path,
+    protocol: Protocol,
+    extractors: Sequence[Extractor],
     batch: int = 8,
+    keep: int = 8,
     seed: int = 0,
-    progress: Callable[[int, int], None] | None = None,
-) -> Result:
-    """Generate `videos` videos of `frames` frames and compare their motion with the test split's.
+    progress: Progress | None = None,
+) -> Result | None:
+    """Measure the videos of a source against a library.
 
-    Labels are those of test videos spread evenly over the split, source videos likewise (a system that needs
-    them sees the test footage; the protocol says so). Writes result.json, the videos, a contact sheet a batch.
+    Args:
+        source: a model or a folder of videos.
+        library: real videos.
+        output: folder of the evaluation; made, or taken up where a killed one stopped.
+        protocol: how.
+        extractors: of the distances and class scores; none: only what needs no features.
+        batch: videos generated together.
+        keep: so many of the videos are also written as files.
+        seed: of random real clips.
+        progress: called with (frames measured, frames).
+
+    Returns:
+        The result; None in all processes but the first.
 
     Raises:
-        UserError: no test videos, or another frame size than the model's.
+        UserError: too few or too short videos, unfitting sizes, a folder of another evaluation.
     """
-    library = Library(data)
-    rows = library.split("test")
-    if not rows:
-        raise UserError(f"{data} has no test videos to compare with; prepare it with a larger --test share")
-    if tuple(library.header.size) != tuple(system.info.size):
-        have, want = library.header.size, system.info.size
-        raise UserError(f"{data} holds {have[0]}x{have[1]} frames, the model makes {want[0]}x{want[1]}")
-    frames = min(frames, system.max_frames or frames)
+    check_size(library, source.size)
+    _check_counts(source, library, protocol, extractors)
     folder = Path(output)
-    folder.mkdir(parents=True, exist_ok=True)
-    chosen = [rows[i * len(rows) // videos] for i in range(videos)]
-    rows = list(dict.fromkeys(chosen))  # real and generated videos have the same mix of classes
-    stories = [_story(system, library, row, frames, seed + i) for i, row in enumerate(chosen)]
-    fake = MotionTable()
-    for begin in range(0, videos, batch):
-        fake.add(_generate(system, stories[begin : begin + batch], folder, begin, progress, videos * frames))
-    real = MotionTable()
-    for row in rows:
-        length = min(library.rows[row].frames, frames)
-        meter = MotionMeter()
-        meter.push(to_float(library.frames(row, range(length)))[None])
-        real.add(meter)
-    result = Result(
-        model={"system": system.name, "weights": weights_hash(inference_state(system))},
-        protocol={
-            "name": "motion",
-            "frames": frames,
-            "fake_videos": videos,
-            "real_videos": len(rows),
-            "split": "test",
-            "library": library.hash,
-            "size": list(system.info.size),
-            "range": "[-1, 1] after clamping",
-            "seeds": [seed, seed + videos - 1],
-            "labels": [s.timeline[0].label if s.timeline else None for s in stories],
-            "settings": system.settings.__dict__,
-            "sees_test_video": "source_video" in system.requires,
-            "longtake": __version__,
-            "torch": torch.__version__,
-        },
-        figures=_figures(fake, real, frames),
-    )
+    rank, world = _processes()
+    stated = _protocol(source, library, protocol, extractors, seed)
+    if rank == 0:
+        _claim(folder, {"model": source.identity(), "protocol": stated})
+    _barrier(world)
+    _measure(source, folder, protocol, extractors, batch, keep, rank, world, progress)
+    _barrier(world)
+    if rank:
+        return None
+    records = [read_record(_record(folder, i)) for i in range(source.count)]
+    figures, curves = _summarise(source, library, protocol, extractors, records, seed)
+    result = Result(source.identity(), stated, figures, curves)
     result.write(folder / "result.json")
     return result
 
 
-class MotionTable:
-    """One row a video: its frame differences and its repeats."""
-
-    def __init__(self):
-        self.differences: list[np.ndarray] = []
-        self.still: list[int] = []
-        self.repeat: list[int] = []
-
-    def add(self, meter: MotionMeter) -> None:
-        """Take in every video of a meter."""
-        if not meter.parts:
-            return
-        for row, signature in zip(meter.differences, meter.signature, strict=True):
-            self.differences.append(row)
-            self.still.append(longest_still(row))
-            self.repeat.append(longest_repeat(signature))
-
-    def motion(self, part: slice = slice(None)) -> np.ndarray:
-        """Mean frame difference of each video over a part of it."""
-        return np.array([d[part].mean() for d in self.differences])
-
-
-def _story(system: System, library: Library, row: int, frames: int, seed: int) -> Story:
-    """A story with the conditions of one test video."""
-    item = library.rows[row]
-    story = Story(frames=frames, seed=seed)
-    if "label" in system.accepts and item.label in system.info.classes:
-        story = replace(story, timeline=(Entry(label=item.label),))
-    if "source_video" in system.requires:
-        story = replace(story, source_video=str(library.path / item.file))
-    return story
-
-
-def _generate(system, stories, folder: Path, begin: int, progress, total: int) -> MotionMeter:
-    """One group of videos, streamed to disk and to a meter."""
-    meter, frames = MotionMeter(), stories[0].frames or 0
-    done = begin * frames
-    paths = [folder / f"video-{begin + i:03d}.mp4" for i in range(len(stories))]
-
-    def seen(chunk: Tensor) -> None:
-        nonlocal done
-        meter.push(chunk.clamp(-1, 1))
-        done += chunk.shape[2] * len(stories)
-        if progress:
-            progress(done, total)
-
-    chunks = system.generate(stories)
-    write_videos(chunks, paths, system.info.fps, frames, folder / f"sheet-{begin:03d}.png", seen)
-    return meter
-
-
-def _figures(fake: MotionTable, real: MotionTable, frames: int) -> dict[str, Figure]:
-    """Motion of fake and real, of the tail, its ratio, and the longest stills and repeats."""
-    figures = {}
-    if fake.differences:
-        figures["motion"] = _figure(fake.motion(), "mean |frame difference| on [-1, 1]")
-    if real.differences:
-        figures["motion_real"] = _figure(real.motion(), "mean |frame difference| on [-1, 1]")
-    if fake.differences and real.differences:
-        level = max(float(real.motion().mean()), 1e-9)
-        figures["motion_ratio"] = _figure(fake.motion() / level, "of real")
-        if frames > TAIL:
-            figures[f"motion_ratio_last_{TAIL}"] = _figure(fake.motion(slice(-TAIL, None)) / level, "of real")
-    for name, table in (("", fake), ("_real", real)):
-        figures[f"longest_still{name}"] = Figure(
-            float(max(table.still, default=0)), None, "frames", len(table.still)
+def _check_counts(source: Source, library: Library, protocol: Protocol, extractors: Sequence[Extractor]) -> None:
+    """Refuse what cannot give a meaningful figure, before anything is made."""
+    shortest = protocol.window if extractors else 2
+    if source.frames < shortest:
+        raise UserError(f"videos of {source.frames} frames are too short; {shortest} is the least", code=2)
+    if not extractors:
+        return
+    least = protocol.least_videos
+    if source.count < least:
+        raise UserError(
+            f"{source.count} videos are too few for a distance between distributions; make at least {least} "
+            "(--videos), or leave the extractor out (--extractor none)",
+            code=2,
         )
-        longest = float(max(table.repeat, default=0))
-        figures[f"longest_repeat{name}"] = Figure(longest, None, "frames", len(table.repeat))
-    return figures
+    kinds = kinds_within(protocol, source.frames)
+    have = len(real_rows(library, protocol, min((k.span for k in kinds), default=protocol.window)))
+    clips = have * protocol.clips_a_video
+    if clips < least:
+        raise UserError(
+            f"{library.path} gives {clips} real clips under protocol {protocol.name} ({protocol.real_split} split, "
+            f"{have} videos that are long enough); {least} is the least: prepare more videos"
+        )
+    for extractor in extractors:
+        if extractor.most != 1 and not any(usable(extractor, k.frames) for k in kinds):
+            raise UserError(f"the extractor {extractor.name} takes none of the clips of protocol {protocol.name}")
+    names = [e.name for e in extractors]
+    if len(set(names)) < len(names):
+        raise UserError(f"two extractors are called {names[0]}; give each once", code=2)
 
 
-def _figure(values: np.ndarray, unit: str) -> Figure:
-    """The mean over videos with a 95 % bootstrap interval (1,000 resamples, fixed seed)."""
-    picks = np.random.default_rng(0).integers(0, len(values), (1000, len(values)))
-    low, high = np.quantile(values[picks].mean(1), [0.025, 0.975])
-    interval = (float(low), float(high)) if len(values) > 1 else None
-    return Figure(float(values.mean()), interval, unit, len(values))
+def _protocol(source, library, protocol: Protocol, extractors, seed: int) -> dict[str, Any]:
+    """All that figures depend on, in plain data."""
+    return json.loads(
+        json.dumps(
+            {
+                **asdict(protocol),
+                "frames": source.frames,
+                "fake_videos": source.count,
+                "fps": source.fps,
+                "size": list(source.size),
+                "library": library.hash,
+                "library_split": {name: len(library.split(name)) for name in ("train", "test")},
+                "real_seed": seed,
+                "real_resize": "antialiased bilinear to the size of the videos",
+                "seam_period": source.seam_period,
+                "extractors": [
+                    {"name": e.name, "hash": e.hash, "preprocessing": e.preprocessing} for e in extractors
+                ],
+                **source.conditions(),
+                "longtake": __version__,
+                "torch": torch.__version__,
+            }
+        )
+    )
+
+
+def _claim(folder: Path, key: dict) -> None:
+    """The folder belongs to this evaluation from now on, or already does."""
+    file = folder / "records" / "key.json"
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write to {folder}: {error.strerror}", code=2) from None
+    if file.is_file() and json.loads(file.read_text()) != key:
+        raise UserError(f"{folder} holds another evaluation; choose another -o, or remove it")
+    write_text(file, json.dumps(key, indent=1))
+
+
+def _record(folder: Path, number: int) -> Path:
+    return folder / "records" / f"{number:05d}.npz"
+
+
+def _measure(source, folder, protocol, extractors, batch, keep, rank, world, progress) -> None:
+    """Make the records that are missing; this process takes every world-th group of videos."""
+    groups = [range(i, min(i + batch, source.count)) for i in range(0, source.count, batch)][rank::world]
+    total = sum(len(g) for g in groups) * source.frames
+    done = 0
+    with ExitStack() as stack:
+        queues = [stack.enter_context(FeatureQueue(e)) for e in extractors]
+        for group in groups:
+            if not all(_record(folder, i).is_file() for i in group):
+                for frames in _group(source, group, folder, protocol, queues, keep):
+                    done += frames * len(group)
+                    if progress:
+                        progress(min(done, total - 1), total)
+            else:
+                done += source.frames * len(group)
+        if progress:
+            progress(total, total)
+
+
+def _group(source, group: range, folder: Path, protocol, queues, keep: int) -> Iterator[int]:
+    """Measure the videos of one group as they are made; yields how many frames have gone by."""
+    meters = [VideoMeter(protocol, queues, source.frames) for _ in group]
+    shown = set(np.linspace(0, source.frames - 1, SHOTS).astype(int).tolist())
+    kept = [i for i in group if i < keep]
+    shots: list[list[np.ndarray]] = [[] for _ in kept]
+    at = 0
+    with ExitStack() as stack:
+        writers = [stack.enter_context(video.VideoWriter(folder / f"video-{i:03d}.mp4", source.fps)) for i in kept]
+        for chunks in source.stream(group):
+            for meter, chunk in zip(meters, chunks, strict=True):
+                meter.push(chunk)
+            for row, writer, chunk in zip(shots, writers, chunks, strict=False):
+                writer.write(chunk)
+                row += [frame for j, frame in enumerate(chunk) if at + j in shown]
+            at += len(chunks[0])
+            yield len(chunks[0])
+        for queue in queues:
+            queue.flush()
+    if kept:
+        sheet = video.contact_sheet(np.stack([f for row in shots for f in row]), columns=SHOTS)
+        video.write_png(folder / f"sheet-{group[0]:03d}.png", sheet)
+    for number, meter in zip(group, meters, strict=True):
+        write_record(_record(folder, number), meter.record())
+
+
+def _summarise(source, library, protocol, extractors, records: list[Record], seed: int):
+    """Every figure and curve."""
+    rows = library.split("test") or library.split("train")
+    meters = real_motion(library, rows, source.size, source.frames)
+    moving = [{"differences": m.differences[0], "signature": m.signature[0]} for m in meters if m.parts]
+    figures, curves = summary.over_time(records, moving, source.seam_period)
+    for extractor in extractors:
+        real = real_features(library, protocol, extractor, source.size, source.frames, seed)
+        if extractor.most == 1:
+            figures |= summary.frame_distances(protocol, extractor, records, real)
+            continue
+        figures |= summary.distances(protocol, extractor, records, real)
+        more, lines = summary.classes(protocol, extractor, records)
+        figures |= more
+        curves |= lines | summary.window_curves(protocol, extractor, records, real)
+    return figures, curves
+
+
+def _processes() -> tuple[int, int]:
+    """(rank, number of processes), joined through gloo where torchrun started several."""
+    if not dist.is_available() or not dist.is_torchelastic_launched():
+        return 0, 1
+    if not dist.is_initialized():
+        dist.init_process_group("gloo")
+    return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+
+
+def _barrier(world: int) -> None:
+    if world > 1:
+        dist.barrier()

@@ -171,6 +171,8 @@ class System(Trainable):
     """Conditions it cannot do without (R2: source_video; R3: first_frames)."""
     max_frames: ClassVar[int | None] = None
     """Longest video it can make; None means any length."""
+    seam_period: int | None = None
+    """Frames between the places where a rollout joins its pieces, for the seam metric; None: nowhere."""
     any_fps: ClassVar[bool] = False
     """Whether it can be sampled at another rate than its own (continuous-time systems)."""
     settings_class: ClassVar[type]

@@ -58,6 +58,11 @@ def find(name: str | Path) -> Path:
     raise UserError(f"{name} is neither a model folder, a bundled model ({names}), nor a reachable Hub id", code=2)
 
 
+def is_model(name: str | Path) -> bool:
+    """Whether this is a bundled name or a model folder here."""
+    return str(name) in bundled() or (Path(name) / "config.json").is_file()
+
+
 def read_config(folder: Path) -> dict:
     """The parsed config.json of a model folder.
 

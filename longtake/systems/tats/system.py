@@ -91,6 +91,11 @@ class TATS(System):
         return self.config.decode_window or 2 * sum(decoder_receptive_field(self.config.vqgan))
 
     @property
+    def seam_period(self) -> int:
+        """Every window adds `new` latent slices."""
+        return self.settings.new * self.config.vqgan.compression[0]
+
+    @property
     def inference(self) -> tuple[str, ...]:
         return ("vqgan", "prior") if self.config.prior.layers else ("vqgan",)
 

@@ -1,0 +1,168 @@
+"""Features of real videos, computed once for a library, a protocol and an extractor."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from longtake.data import video
+from longtake.data.library import Library
+from longtake.errors import UserError
+from longtake.metrics.extractors.base import Extractor
+from longtake.metrics.motion import MotionMeter
+from longtake.metrics.protocol import ClipKind, Protocol
+from longtake.metrics.queue import FeatureQueue, Slot, gather
+from longtake.metrics.records import Record, usable, write_record
+from longtake.metrics.records import read_record as read
+from longtake.rollout.rng import Rng
+
+COHERENT = 64
+"""Real videos of which every window is looked at, for the curves over time and for motion."""
+Progress = Callable[[int, int], None]
+
+
+def real_rows(library: Library, protocol: Protocol, least: int) -> list[int]:
+    """Rows of the real videos of a protocol that have at least so many frames."""
+    splits = ("train", "test") if protocol.real_split == "all" else (protocol.real_split,)
+    rows = [i for split in splits for i in library.split(split) if library.rows[i].frames >= least]
+    return rows[: protocol.real_videos]
+
+
+def starts(protocol: Protocol, kind: ClipKind, length: int, row: int, seed: int) -> list[int]:
+    """Where the real clips of one video start."""
+    room = length - kind.span
+    if protocol.real_start == "first":
+        return [0]
+    if protocol.real_start == "random":
+        rng = Rng([seed])
+        return [int(rng.integers(f"real/{kind.name}/{i}", row, room + 1)[0]) for i in range(protocol.clips_a_video)]
+    count = min(protocol.clips_a_video, 1 + room // kind.span)
+    return [round(i * room / max(1, count - 1)) for i in range(count)]
+
+
+def real_features(
+    library: Library,
+    protocol: Protocol,
+    extractor: Extractor,
+    size: tuple[int, int],
+    frames: int,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Record:
+    """Features of the real clips of a protocol.
+
+    Args:
+        library: where from.
+        protocol: which clips.
+        extractor: of clips, or of single frames.
+        size: (height, width) of the model's frames; larger real ones are resized to it.
+        frames: length of the videos they are compared with: real windows beyond it are left out.
+        seed: of random starts.
+        progress: called with (videos done, videos).
+
+    Returns:
+        `clip/<kind>` (N, D) with `of/<kind>` (N,) row numbers; `windows` (W, D), `classes` (W, K), `of/windows`;
+        `frames` (N, D) for extractors of single frames. Kept in the library's cache folder.
+    """
+    key = {
+        "library": library.hash,
+        "split": [protocol.real_split, protocol.real_videos, protocol.real_start, protocol.clips_a_video],
+        "clips": [[k.name, k.frames, k.stride] for k in protocol.clips],
+        "window": protocol.window,
+        "extractor": [extractor.name, extractor.hash, extractor.preprocessing],
+        "size": size,
+        "frames": frames,
+        "seed": seed,
+        "version": 1,
+    }
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
+    path = library.path / "cache" / f"real-{digest[:16]}.npz"
+    if path.is_file():
+        return read(path)
+    found = _compute(library, protocol, extractor, size, frames, seed, progress)
+    _keep(path, found)
+    return found
+
+
+def _keep(path: Path, found: Record) -> None:
+    """A library that cannot be written to is computed again next time."""
+    try:
+        path.parent.mkdir(exist_ok=True)
+        write_record(path, found)
+    except OSError:
+        pass
+
+
+def _compute(library, protocol, extractor, size, frames, seed, progress) -> Record:
+    rows = real_rows(library, protocol, protocol.window)
+    single = extractor.most == 1
+    slots: dict[str, list[Slot]] = {}
+    of: dict[str, list[int]] = {}
+    with FeatureQueue(extractor) as queue:
+
+        def put(key: str, row: int, indices: range) -> None:
+            clip = clip_of(library, row, indices, size)
+            for part in [frame[None] for frame in clip] if single else [clip]:
+                slots.setdefault(key, []).append(queue.put(part))
+                of.setdefault(key, []).append(row)
+
+        for number, row in enumerate(rows):
+            length = library.rows[row].frames
+            for kind in protocol.clips:
+                wanted = kind.span <= frames and (single or usable(extractor, kind.frames))
+                if kind.span > length or not wanted or (single and kind is not protocol.clips[0]):
+                    continue
+                for start in starts(protocol, kind, length, row, seed):
+                    key = "frames" if single else f"clip/{kind.name}"
+                    put(key, row, range(start, start + kind.span, kind.stride))
+            if number < COHERENT and not single and usable(extractor, protocol.window):
+                for start in range(0, min(length, frames) - protocol.window + 1, protocol.window):
+                    put("windows", row, range(start, start + protocol.window))
+            if progress:
+                progress(number + 1, len(rows))
+        queue.flush()
+    found: Record = {}
+    for key, filled in slots.items():
+        features = gather(filled)
+        found[key] = features.features
+        found[f"of/{key.removeprefix('clip/')}"] = np.array(of[key])
+        if key == "windows" and features.probabilities is not None:
+            found["classes"] = features.probabilities
+    return found
+
+
+def clip_of(library: Library, row: int, indices: range, size: tuple[int, int]) -> np.ndarray:
+    """Frames of a library's video at another size: uint8 (n, H, W, 3)."""
+    clip = library.frames(row, indices)
+    return clip if clip.shape[1:3] == tuple(size) else video.resize(clip, size, "stretch")
+
+
+def check_size(library: Library, size: tuple[int, int]) -> None:
+    """A library must hold frames at least as large as the model's, in the same proportions.
+
+    Raises:
+        UserError: it does not.
+    """
+    have = library.header.size
+    if have[0] < size[0] or have[1] < size[1] or have[0] * size[1] != have[1] * size[0]:
+        raise UserError(
+            f"{library.path} holds {have[0]}x{have[1]} frames and the videos have {size[0]}x{size[1]}; "
+            f"prepare the library with --size {size[0]}x{size[1]} or larger"
+        )
+
+
+def real_motion(library: Library, rows: list[int], size: tuple[int, int], frames: int) -> list[MotionMeter]:
+    """Motion of real videos, cut to `frames`."""
+    meters = []
+    for row in rows[:COHERENT]:
+        meter, length = MotionMeter(), min(library.rows[row].frames, frames)
+        for start in range(0, length, 256):
+            clip = clip_of(library, row, range(start, min(start + 256, length)), size)
+            meter.push(torch.from_numpy(clip).permute(3, 0, 1, 2)[None].float().div_(127.5).sub_(1))
+        meters.append(meter)
+    return meters

@@ -1,0 +1,116 @@
+"""What is kept of one generated video: features of its clips and windows, its motion, its first and last frame.
+
+A record is a small file. Whatever is computed of many videos is computed from their records, so an evaluation can
+be killed and taken up, or divided over processes, and gives the same figures; and no video is ever held whole.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from longtake.metrics.extractors.base import Extractor
+from longtake.metrics.motion import MotionMeter
+from longtake.metrics.protocol import ClipKind, Protocol
+from longtake.metrics.queue import FeatureQueue, Slot, gather
+
+Record = dict[str, np.ndarray]
+"""differences (T-1,), signature (T, 192), first and last (H, W, 3) uint8; and for each extractor E of clips
+`E/clip/<kind>` (1, D), `E/windows` (W, D), `E/classes` (W, K); of frames `E/frames` (16, D)."""
+
+
+def kinds_within(protocol: Protocol, frames: int) -> list[ClipKind]:
+    """The protocol's clips that a video of so many frames holds."""
+    return [kind for kind in protocol.clips if kind.span <= frames]
+
+
+def usable(extractor: Extractor, frames: int) -> bool:
+    """Whether an extractor takes clips of so many frames."""
+    return extractor.least <= frames and (extractor.most is None or frames <= extractor.most)
+
+
+class VideoMeter:
+    """Measures one video from a stream of its frames.
+
+    Args:
+        protocol: which clips and windows.
+        queues: one an extractor.
+        frames: length of the video, given frames not counted.
+    """
+
+    def __init__(self, protocol: Protocol, queues: list[FeatureQueue], frames: int):
+        self.protocol, self.queues, self.frames = protocol, queues, frames
+        self.motion = MotionMeter()
+        self.first: np.ndarray | None = None
+        self.last: np.ndarray | None = None
+        self.seen = 0
+        self.held: dict[str, list[np.ndarray]] = {}
+        self.slots: dict[str, list[Slot]] = {}
+        self.kinds = kinds_within(protocol, frames)
+
+    def push(self, frames: np.ndarray) -> None:
+        """Take in the next frames (t, H, W, 3) uint8."""
+        if not len(frames):
+            return
+        signed = torch.from_numpy(frames).permute(3, 0, 1, 2)[None].float().div_(127.5).sub_(1)
+        self.motion.push(signed)
+        self.first = frames[0].copy() if self.first is None else self.first
+        self.last = frames[-1].copy()
+        for offset, frame in enumerate(frames):
+            self._frame(self.seen + offset, frame)
+        self.seen += len(frames)
+
+    def _frame(self, number: int, frame: np.ndarray) -> None:
+        window = self.protocol.window
+        self._collect("windows", frame, window, all_of_them=True)
+        if number < window:
+            self._collect("frames", frame, window, single=True)
+        for kind in self.kinds:
+            if number < kind.span and number % kind.stride == 0:
+                self._collect(f"clip/{kind.name}", frame, kind.frames)
+
+    def _collect(
+        self, key: str, frame: np.ndarray, length: int, all_of_them: bool = False, single: bool = False
+    ) -> None:
+        held = self.held.setdefault(key, [])
+        held.append(frame)
+        if len(held) < length:
+            return
+        clip = np.stack(held)
+        self.held[key] = []
+        for queue in self.queues:
+            name = queue.extractor.name
+            if single and queue.extractor.most == 1:
+                self.slots.setdefault(f"{name}/{key}", []).extend(queue.put(one[None]) for one in clip)
+            elif not single and usable(queue.extractor, length):
+                self.slots.setdefault(f"{name}/{key}", []).append(queue.put(clip))
+
+    def record(self) -> Record:
+        """The record, once the queues are flushed."""
+        found: Record = {"differences": self.motion.differences[0], "signature": self.motion.signature[0]}
+        assert self.first is not None
+        assert self.last is not None
+        found |= {"first": self.first, "last": self.last}
+        for key, slots in self.slots.items():
+            features = gather(slots)
+            found[key] = features.features
+            if key.endswith("/windows") and features.probabilities is not None:
+                found[key.removesuffix("windows") + "classes"] = features.probabilities
+        return found
+
+
+def write_record(path: Path, record: Record) -> None:
+    """Write one record, complete or not at all."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    with partial.open("wb") as file:
+        np.savez(file, **record)  # type: ignore[arg-type]
+    os.replace(partial, path)
+
+
+def read_record(path: Path) -> Record:
+    """Read one record."""
+    with np.load(path, allow_pickle=False) as file:
+        return dict(file)

@@ -1,0 +1,50 @@
+"""Seams: does a long video jump where its pieces were joined?
+
+No paper measures this. A rollout that makes a video in pieces joins them at known places; a jump there shows as a
+frame difference that is larger than the video's own differences nearby.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+NEIGHBOURS = 8
+
+
+def seam_ratio(differences: np.ndarray, period: int) -> float:
+    """Mean frame difference across joins, of the mean of its neighbourhood without joins; 1 means no seam.
+
+    Args:
+        differences: (T-1,) mean absolute differences of one video; number t lies between frames t and t + 1.
+        period: frames between joins: a piece begins at every multiple of it.
+
+    Returns:
+        The mean over joins; 1 if there is none, or nothing moves.
+    """
+    joins = np.arange(period - 1, len(differences), period)
+    between = np.ones(len(differences), bool)
+    between[joins] = False
+    if not len(joins) or not between.any():
+        return 1.0
+    ratios = []
+    for join in joins:
+        low, high = max(0, join - NEIGHBOURS), join + NEIGHBOURS + 1
+        around = differences[low:high][between[low:high]]
+        if len(around) and around.mean() > 1e-6:
+            ratios.append(differences[join] / around.mean())
+    return float(np.mean(ratios)) if ratios else 1.0
+
+
+def strongest_period(differences: np.ndarray, longest: int = 64) -> tuple[int, float]:
+    """The period of joins with the largest seam ratio, looked for without knowing it, and that ratio.
+
+    A real video has some period that fits by chance, so the ratio means something beside that of real videos only.
+
+    Args:
+        differences: (T-1,) of one video.
+        longest: largest period tried; at most a quarter of the video.
+    """
+    limit = min(longest, (len(differences) + 1) // 4)
+    found = [(seam_ratio(differences, period), period) for period in range(2, limit + 1)]
+    ratio, period = max(found, default=(1.0, 0))
+    return period, ratio

@@ -1,0 +1,160 @@
+"""Where the measured videos come from: a model that makes them now, or a folder of files made by anything."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from longtake.data import video
+from longtake.data.library import Library
+from longtake.errors import UserError
+from longtake.story import Entry, Story
+from longtake.systems.base import System
+from longtake.systems.folder import inference_state, weights_hash
+
+CHUNK = 64
+SUFFIXES = {".mp4", ".mkv", ".webm", ".mov", ".avi", ".gif"}
+
+
+class Source(Protocol):
+    """Videos number 0 .. count-1, all of `frames` frames of one size."""
+
+    count: int
+    frames: int
+    fps: float
+    size: tuple[int, int]
+    seam_period: int | None
+    """Frames between the places where pieces were joined, None where that is unknown."""
+
+    def identity(self) -> dict[str, Any]:
+        """What is measured, for the result."""
+        ...
+
+    def conditions(self) -> dict[str, Any]:
+        """How it was conditioned, for the protocol."""
+        ...
+
+    def stream(self, numbers: range) -> Iterator[list[np.ndarray]]:
+        """Chunks of the videos with these numbers, in step: uint8 (t, H, W, 3) each."""
+        ...
+
+
+class ModelSource:
+    """Videos of a model, conditioned as test videos are, evenly spread over the split.
+
+    Args:
+        system: the model.
+        library: whose test videos give labels and source videos.
+        count, frames, seed: how many, how long, seeds seed .. seed + count - 1.
+        to_bytes: "round" or "truncate".
+    """
+
+    def __init__(self, system: System, library: Library, count: int, frames: int, seed: int, to_bytes: str):
+        rows = library.split("test")
+        if not rows:
+            raise UserError(
+                f"{library.path} has no test videos to take conditions from; prepare it with --test 0.2"
+            )
+        self.system, self.count, self.to_bytes, self.seed = system, count, to_bytes, seed
+        self.frames = min(frames, system.max_frames or frames)
+        self.fps, self.size = system.info.fps, system.info.size
+        self.seam_period = system.seam_period
+        self.stories = [
+            system.check(_story(system, library, rows[i * len(rows) // count], self.frames, seed + i))
+            for i in range(count)
+        ]
+
+    def identity(self) -> dict[str, Any]:
+        return {"system": self.system.name, "weights": weights_hash(inference_state(self.system))}
+
+    def conditions(self) -> dict[str, Any]:
+        return {
+            "seeds": [self.seed, self.seed + self.count - 1],
+            "settings": dict(self.system.settings.__dict__),
+            "conditions_from": "test split, evenly spread",
+            "labels": [s.timeline[0].label if s.timeline else None for s in self.stories],
+            "sees_test_video": "source_video" in self.system.requires,
+        }
+
+    def stream(self, numbers: range) -> Iterator[list[np.ndarray]]:
+        for chunk in self.system.generate([self.stories[i] for i in numbers]):
+            yield [as_bytes(one, self.to_bytes) for one in chunk]
+
+
+def _story(system: System, library: Library, row: int, frames: int, seed: int) -> Story:
+    """A story with the conditions of one test video."""
+    item = library.rows[row]
+    story = Story(frames=frames, seed=seed)
+    if "label" in system.accepts and item.label in system.info.classes:
+        story = replace(story, timeline=(Entry(label=item.label),))
+    if "source_video" in system.requires:
+        story = replace(story, source_video=str(library.path / item.file))
+    return story
+
+
+def as_bytes(one: Tensor, how: str) -> np.ndarray:
+    """Float (3, T, H, W) in [-1, 1] -> uint8 (T, H, W, 3), rounded, or cut off as StyleGAN-V does."""
+    scaled = one.float() * 127.5 + (127.5 if how == "round" else 128)
+    scaled = scaled.round() if how == "round" else scaled
+    return scaled.clamp(0, 255).to(torch.uint8).permute(1, 2, 3, 0).contiguous().numpy()
+
+
+class FolderSource:
+    """Video files in a folder, in the order of their names, measured over their first `frames` frames.
+
+    Args:
+        folder: where they are.
+        count: how many at most; None: all.
+        frames: None: `most`, or as many as the shortest has.
+        most: the protocol's length.
+
+    Raises:
+        UserError: no videos, one that is too short or of another size (it is named).
+    """
+
+    def __init__(self, folder: Path, count: int | None, frames: int | None, most: int, seam_period: int | None):
+        self.folder = folder
+        files = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES)
+        if not files:
+            known = ", ".join(sorted(SUFFIXES))
+            raise UserError(f"{folder} is neither a model nor a folder of videos ({known})", code=2)
+        self.files = files[:count]
+        self.count = len(self.files)
+        infos = [video.probe(file) for file in self.files]
+        sizes = {(i.height, i.width) for i in infos}
+        if len(sizes) > 1:
+            odd = next(
+                f for f, i in zip(self.files, infos, strict=True) if (i.height, i.width) != self._size(infos)
+            )
+            shown = ", ".join(f"{h}x{w}" for h, w in sorted(sizes))
+            raise UserError(f"the videos in {folder} have different sizes ({shown}), for example {odd.name}")
+        shortest = min(range(self.count), key=lambda i: infos[i].frames)
+        self.frames = frames or min(most, infos[shortest].frames)
+        if infos[shortest].frames < self.frames:
+            name, have = self.files[shortest].name, infos[shortest].frames
+            raise UserError(f"{folder / name} has {have} frames, {self.frames} are asked for; pass --frames {have}")
+        self.size, self.fps, self.seam_period = self._size(infos), infos[0].fps, seam_period
+
+    @staticmethod
+    def _size(infos: list[video.VideoInfo]) -> tuple[int, int]:
+        return infos[0].height, infos[0].width
+
+    def identity(self) -> dict[str, Any]:
+        return {"system": "videos", "folder": self.folder.name, "first": self.files[0].name}
+
+    def conditions(self) -> dict[str, Any]:
+        return {"conditions_from": "unknown: these are files", "sees_test_video": None}
+
+    def stream(self, numbers: range) -> Iterator[list[np.ndarray]]:
+        readers = [video.iterate(self.files[i]) for i in numbers]
+        left = self.frames
+        while left:
+            n = min(CHUNK, left)
+            yield [np.stack([next(reader) for _ in range(n)]) for reader in readers]
+            left -= n

@@ -1,0 +1,200 @@
+"""From records to figures and curves: a pure function, whoever made the records and in how many processes."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from longtake.metrics.diversity import nearest_distances
+from longtake.metrics.estimate import extrapolate, frechet_interval, mean_interval
+from longtake.metrics.extractors.base import Extractor
+from longtake.metrics.frechet import Moments, frechet_distance
+from longtake.metrics.images import histogram_correlation
+from longtake.metrics.mmd import polynomial_mmd, subset_mmd
+from longtake.metrics.motion import longest_repeat, longest_still
+from longtake.metrics.protocol import Protocol
+from longtake.metrics.records import Record
+from longtake.metrics.result import Curve, Figure
+from longtake.metrics.scores import coherence, inception_score
+from longtake.metrics.seam import seam_ratio, strongest_period
+
+TAIL = 128
+"""Frames at the end of a video whose motion is reported on its own."""
+LEAST_OF_CURVE = 8
+"""Fewest videos for a distance at every window."""
+
+Figures = dict[str, Figure]
+Curves = dict[str, Curve]
+
+
+def distances(protocol: Protocol, extractor: Extractor, records: list[Record], real: Record) -> Figures:
+    """FVD and KVD of every clip kind that both sides have, and the ratio FVD16/FVD128."""
+    name, found = extractor.name, {}
+    for kind in protocol.clips:
+        key = f"clip/{kind.name}"
+        if key not in real or f"{name}/{key}" not in records[0]:
+            continue
+        fake = np.concatenate([r[f"{name}/{key}"] for r in records])
+        of_fake, of_real = np.arange(len(fake)), real[f"of/{kind.name}"]
+        found |= _distance(
+            f"FVD{kind.name}[{name}]", f"KVD{kind.name}[{name}]", protocol, fake, real[key], of_fake, of_real
+        )
+    first, long = f"FVD16[{name}]", f"FVD128[{name}]"
+    if first in found and long in found and found[long].value > 0:
+        ratio = found[first].value / found[long].value
+        note = "alone it rewards bad short clips: read it beside both"
+        found[f"FVD16/FVD128[{name}]"] = Figure(ratio, None, "", found[long].samples, note)
+    return found
+
+
+def frame_distances(protocol: Protocol, extractor: Extractor, records: list[Record], real: Record) -> Figures:
+    """FID and KID over the frames of the first window."""
+    name = extractor.name
+    fake = [r[f"{name}/frames"] for r in records]
+    of_fake = np.repeat(np.arange(len(fake)), [len(f) for f in fake])
+    return _distance(
+        f"FID[{name}]",
+        f"KID[{name}]",
+        protocol,
+        np.concatenate(fake),
+        real["frames"],
+        of_fake,
+        real["of/frames"],
+    )
+
+
+def _distance(frechet: str, kernel: str, protocol: Protocol, fake, real, of_fake, of_real) -> Figures:
+    ddof = int(protocol.covariance == "unbiased")
+    videos, clips = len(np.unique(of_fake)), min(len(fake), len(real))
+    interval = frechet_interval(fake, real, of_fake, of_real, ddof, protocol.bootstrap)
+    value = frechet_distance(fake, real, ddof)
+    found = {frechet: Figure(value, interval, "", videos, _bias_note(protocol, fake, real, videos))}
+    if protocol.name == "longtake-1" and len(fake) >= 4 * protocol.least_videos:
+        limit = extrapolate(fake, real, ddof)
+        note = f"bias at N={len(fake)}: {value - limit.value:+.4g}"
+        found[f"{frechet}-infinity"] = Figure(limit.value, None, "", videos, note)
+    subsets = subset_mmd(fake, real, *protocol.subsets)
+    spread = 1.96 * subsets.std
+    note = f"unbiased, all pairs; interval: 1.96 deviations over subsets of {min(protocol.subsets[1], clips)}"
+    mmd = polynomial_mmd(fake, real)
+    return {**found, kernel: Figure(mmd, (mmd - spread, mmd + spread), "", videos, note)}
+
+
+def _bias_note(protocol: Protocol, fake: np.ndarray, real: np.ndarray, videos: int) -> str:
+    notes = []
+    if videos < protocol.trusted_videos:
+        notes.append(f"biased upwards: {videos} generated videos, trusted from {protocol.trusted_videos}")
+    if min(len(fake), len(real)) <= fake.shape[1]:
+        notes.append(f"fewer clips than the {fake.shape[1]} features")
+    return "; ".join(notes)
+
+
+def classes(protocol: Protocol, extractor: Extractor, records: list[Record]) -> tuple[Figures, Curves]:
+    """Inception score and entropies of the first windows, CCS and ICS over all."""
+    key = f"{extractor.name}/classes"
+    if key not in records[0]:
+        return {}, {}
+    p = np.stack([r[key] for r in records], 1)  # (W, N, K)
+    n, name = p.shape[1], extractor.name
+    splits = min(protocol.splits, n)
+    order = np.random.default_rng(42).permutation(n)  # classes may come in turn
+    score = inception_score(p[0][order], splits)
+    bound = f"at most {p.shape[2]} (classes); {splits} splits"
+    figures = {
+        f"IS[{name}]": Figure(score.mean, (score.mean - score.std, score.mean + score.std), "", n, bound),
+        f"H(y)[{name}]": Figure(score.inter_entropy, None, "nats", n, f"at most {np.log(p.shape[2]):.3f}"),
+        f"H(y|x)[{name}]": Figure(score.intra_entropy, None, "nats", n),
+    }
+    if len(p) < 2:
+        return figures, {}
+    found = coherence(p)
+    stays = (p.argmax(-1) == p[0].argmax(-1)).mean(0)  # share of its windows, a video
+    figures[f"CCS-area[{name}]"] = Figure(found.ccs_area, mean_interval(stays), "", n, "1 is perfect")
+    figures[f"CCS-last[{name}]"] = Figure(float(found.ccs[-1]), None, "", n, "share of videos in the last window")
+    x = [float(i * protocol.window) for i in range(len(p))]
+    return figures, {
+        f"CCS[{name}]": Curve(x, found.ccs.tolist(), "share of videos", n),
+        f"ICS[{name}]": Curve(x, found.ics.tolist(), "nats", n),
+    }
+
+
+def window_curves(protocol: Protocol, extractor: Extractor, records: list[Record], real: Record) -> Curves:
+    """Frechet distance of every window: to the first windows of the same videos, and to real clips."""
+    key, n = f"{extractor.name}/windows", len(records)
+    if key not in records[0] or n < LEAST_OF_CURVE:
+        return {}
+    ddof = int(protocol.covariance == "unbiased")
+    windows = np.stack([r[key] for r in records], 1)  # (W, N, D)
+    x = [float(i * protocol.window) for i in range(len(windows))]
+    moments = [Moments.of(w) for w in windows]
+    change = [frechet_distance(moments[0], m, ddof) for m in moments]
+    curves = {f"FVD-change[{extractor.name}]": Curve(x, change, "to the first window", n)}
+    if f"clip/{protocol.window}" in real:
+        target = Moments.of(real[f"clip/{protocol.window}"])
+        quality = [frechet_distance(target, m, ddof) for m in moments]
+        curves[f"FVD-window[{extractor.name}]"] = Curve(x, quality, "to real clips", n)
+    return curves
+
+
+def memorisation(extractor: Extractor, records: list[Record], train: Record, test: Record, kind: str) -> Figures:
+    """How near the nearest training clip is, of how near it is to held-out real clips; far below 1: copies."""
+    key = f"clip/{kind}"
+    if key not in train or key not in test:
+        return {}
+    fake = np.concatenate([r[f"{extractor.name}/{key}"] for r in records])
+    near = nearest_distances(fake, train[key])
+    usual = float(np.median(nearest_distances(test[key], train[key])))
+    if usual <= 0:
+        return {}
+    note = "of test clips' own; far below 1 means copies"
+    return {
+        f"nearest-train[{extractor.name}]": Figure(
+            float(np.median(near) / usual), mean_interval(near / usual), "", len(fake), note
+        )
+    }
+
+
+def over_time(records: list[Record], real: list[Record], seam_period: int | None) -> tuple[Figures, Curves]:
+    """Motion, seams, stills and repeats, first frame against last; needs no extractor."""
+    figures: Figures = {}
+    sides = {"": records, "_real": real}
+    for suffix, side in sides.items():
+        if not side:
+            continue
+        n = len(side)
+        motion = np.array([r["differences"].mean() for r in side])
+        figures[f"motion{suffix}"] = Figure(
+            float(motion.mean()), mean_interval(motion), "mean |frame difference| on [-1, 1]", n
+        )
+        for name, longest in (
+            ("still", [longest_still(r["differences"]) for r in side]),
+            ("repeat", [longest_repeat(r["signature"]) for r in side]),
+        ):
+            figures[f"longest_{name}{suffix}"] = Figure(float(max(longest)), None, "frames", n)
+        blind = np.array([strongest_period(r["differences"])[1] for r in side])
+        note = "largest over all periods, so above 1 by chance too"
+        figures[f"seam_any_period{suffix}"] = Figure(float(blind.mean()), mean_interval(blind), "", n, note)
+        if seam_period:
+            seam = np.array([seam_ratio(r["differences"], seam_period) for r in side])
+            note = f"joins every {seam_period} frames; 1 means none to be seen"
+            figures[f"seam{suffix}"] = Figure(float(seam.mean()), mean_interval(seam), "", n, note)
+    if real and records:
+        level = max(figures["motion_real"].value, 1e-9)
+        ratios = np.array([r["differences"].mean() for r in records]) / level
+        figures["motion_ratio"] = Figure(float(ratios.mean()), mean_interval(ratios), "of real", len(records))
+        if len(records[0]["differences"]) > TAIL:
+            tail = np.array([r["differences"][-TAIL:].mean() for r in records]) / level
+            figures[f"motion_ratio_last_{TAIL}"] = Figure(
+                float(tail.mean()), mean_interval(tail), "of real", len(records)
+            )
+    histogram = np.array([histogram_correlation(r["first"][None], r["last"][None])[0] for r in records])
+    figures["histogram_correlation"] = Figure(
+        float(histogram.mean()), mean_interval(histogram), "first to last frame, 64 bins", len(records)
+    )
+    return figures, _motion_curve(records)
+
+
+def _motion_curve(records: list[Record], every: int = 16) -> Curves:
+    differences = np.stack([r["differences"] for r in records]).mean(0)
+    parts = [differences[i : i + every] for i in range(0, len(differences), every)]
+    x = [float(i * every) for i in range(len(parts))]
+    return {"motion": Curve(x, [float(p.mean()) for p in parts], "mean |frame difference|", len(records))}

@@ -1,0 +1,217 @@
+"""An evaluation: killed, divided, of models and of files; and what it refuses."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import moving_square, write_library
+from fakes import TinyConfig, TinyContinuous
+
+from longtake.data import video
+from longtake.data.library import Library
+from longtake.errors import UserError
+from longtake.metrics import evaluate as evaluation
+from longtake.metrics.evaluate import evaluate
+from longtake.metrics.extractors.base import Features
+from longtake.metrics.protocol import PROTOCOLS, ClipKind
+from longtake.metrics.result import Result
+from longtake.metrics.sources import FolderSource, ModelSource, as_bytes
+from longtake.systems.base import ModelInfo
+
+PROTOCOL = replace(
+    PROTOCOLS["longtake-1"],
+    clips=(ClipKind("16", 16), ClipKind("24", 24), ClipKind("24-subsample", 8, 3)),
+    least_videos=4,
+    real_split="all",
+    clips_a_video=3,
+    bootstrap=10,
+)
+
+
+class Pixels:
+    """Mean colour and change of a clip; two classes by brightness."""
+
+    name, hash, preprocessing, dim = "pixels", "0", "none", 4
+    classes = ()
+
+    def __init__(self, least: int = 1, most: int | None = None, name: str = "pixels"):
+        self.least, self.most, self.name = least, most, name
+        self.clips = 0
+
+    def __call__(self, clips: np.ndarray) -> Features:
+        self.clips += len(clips)
+        x = clips.astype(np.float32) / 255
+        change = np.abs(np.diff(x, axis=1)).mean((1, 2, 3, 4)) if x.shape[1] > 1 else np.zeros(len(x), np.float32)
+        features = np.concatenate([x.mean((1, 2, 3)), change[:, None]], 1)
+        bright = features[:, :1]
+        return Features(features, np.concatenate([bright, 1 - bright], 1))
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory) -> Library:
+    return Library(write_library(tmp_path_factory.mktemp("evaluated") / "squares", videos=9))
+
+
+@pytest.fixture(scope="module")
+def system(library) -> TinyContinuous:
+    torch.manual_seed(0)
+    return TinyContinuous(TinyConfig(), ModelInfo.of(library, (16, 16))).eval()
+
+
+def source(system, library, count: int = 6, frames: int = 32) -> ModelSource:
+    return ModelSource(system, library, count, frames, 0, "round")
+
+
+def figures(result: Result) -> dict:
+    return {name: f.value for name, f in result.figures.items()}
+
+
+@pytest.fixture(scope="module")
+def whole(system, library, tmp_path_factory) -> Result:
+    folder = tmp_path_factory.mktemp("whole")
+    return evaluate(source(system, library), library, folder, PROTOCOL, [Pixels(), Pixels(1, 1, "frames")], batch=6)
+
+
+def test_every_figure_is_there_with_its_protocol(whole):
+    names = set(whole.figures)
+    assert {"FVD16[pixels]", "KVD16[pixels]", "FVD24[pixels]", "FVD24-subsample[pixels]"} <= names
+    assert {"FID[frames]", "KID[frames]", "IS[pixels]", "H(y)[pixels]", "CCS-area[pixels]"} <= names
+    assert {"motion", "motion_real", "motion_ratio", "seam_any_period", "histogram_correlation"} <= names
+    assert {"longest_still", "longest_repeat_real"} <= names
+    assert not any("FVD" in name and "frames" in name for name in names)
+    assert {"CCS[pixels]", "ICS[pixels]", "motion"} <= set(whole.curves)
+    stated = whole.protocol
+    assert stated["name"] == "longtake-1"
+    assert (stated["frames"], stated["fake_videos"], stated["covariance"]) == (32, 6, "unbiased")
+    assert stated["extractors"][0] == {"name": "pixels", "hash": "0", "preprocessing": "none"}
+    assert len(stated["labels"]) == 6
+    assert stated["sees_test_video"] is False
+    low, high = whole.figures["FVD16[pixels]"].interval
+    assert low < whole.figures["FVD16[pixels]"].value < high
+    assert "biased upwards: 6 generated videos" in whole.figures["FVD16[pixels]"].note
+
+
+def test_the_result_reads_back_and_its_folder_is_whole(whole, system, library, tmp_path):
+    whole.write(tmp_path / "result.json")
+    assert Result.read(tmp_path / "result.json") == whole
+    evaluate(source(system, library), library, tmp_path / "e", PROTOCOL, [Pixels()], keep=2, batch=6)
+    made = sorted(p.name for p in (tmp_path / "e").iterdir())
+    assert made == ["records", "result.json", "sheet-000.png", "video-000.mp4", "video-001.mp4"]
+    assert video.probe(tmp_path / "e" / "video-001.mp4").frames == 32
+
+
+def test_a_killed_evaluation_goes_on_and_makes_nothing_twice(whole, system, library, tmp_path, monkeypatch):
+    extractors = [Pixels(), Pixels(1, 1, "frames")]
+    write = evaluation.write_record
+
+    def dying(path: Path, record):
+        write(path, record)
+        if path.name == "00003.npz":
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluation, "write_record", dying)
+        with pytest.raises(KeyboardInterrupt):
+            evaluate(source(system, library), library, tmp_path, PROTOCOL, extractors, batch=2)
+    assert not (tmp_path / "result.json").exists()
+    taken_up = source(system, library)
+    streamed, stream = [], taken_up.stream
+    monkeypatch.setattr(taken_up, "stream", lambda numbers: (streamed.extend(numbers), stream(numbers))[1])
+    result = evaluate(taken_up, library, tmp_path, PROTOCOL, extractors, batch=2)
+    assert streamed == [4, 5]
+    assert figures(result) == pytest.approx(figures(whole), rel=1e-6, abs=1e-9)
+
+
+def test_divided_over_processes_it_gives_the_same(whole, system, library, tmp_path, monkeypatch):
+    extractors = [Pixels(), Pixels(1, 1, "frames")]
+    monkeypatch.setattr(evaluation, "_barrier", lambda world: None)
+    for rank in (2, 1, 0):  # the first process sums up when the others are done
+        monkeypatch.setattr(evaluation, "_processes", lambda rank=rank: (rank, 3))
+        (tmp_path / "records").mkdir(exist_ok=True)
+        result = evaluate(source(system, library), library, tmp_path, PROTOCOL, extractors, batch=1)
+        assert (result is None) == (rank > 0)
+    assert figures(result) == pytest.approx(figures(whole), rel=1e-6, abs=1e-9)
+
+
+def test_real_features_are_computed_once(system, library, tmp_path):
+    extractor = Pixels(name="once")
+    evaluate(source(system, library), library, tmp_path / "a", PROTOCOL, [extractor])
+    first, extractor.clips = extractor.clips, 0
+    evaluate(source(system, library), library, tmp_path / "b", PROTOCOL, [extractor])
+    assert 0 < extractor.clips < first
+
+
+def test_files_are_measured_as_models_are(system, library, tmp_path):
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    for i in range(5):
+        video.write_video(folder / f"{i}.mp4", [moving_square(i)], 15.0, crf=10, pixel_format="yuv444p")
+    files = FolderSource(folder, None, None, 32, seam_period=8)
+    assert (files.count, files.frames) == (5, 32)
+    result = evaluate(files, library, tmp_path / "eval", PROTOCOL, [Pixels()])
+    same = result.figures["FVD16[pixels]"].value
+    assert "seam" in result.figures
+    frozen = tmp_path / "frozen"
+    frozen.mkdir()
+    for i in range(5):
+        video.write_video(frozen / f"{i}.mp4", [moving_square(i)[:1].repeat(40, 0)], 15.0, crf=10)
+    still = evaluate(FolderSource(frozen, None, None, 32, None), library, tmp_path / "still", PROTOCOL, [Pixels()])
+    assert still.figures["FVD16[pixels]"].value > same
+    assert still.figures["motion_ratio"].value < 0.1
+    assert still.figures["longest_still"].value == 32
+
+
+def test_what_is_refused_and_what_is_said(system, library, tmp_path):
+    def refused(match: str, made=None, protocol=PROTOCOL, extractors=None):
+        with pytest.raises(UserError, match=match):
+            evaluate(made or source(system, library), library, tmp_path / "no", protocol, extractors or [Pixels()])
+        assert not (tmp_path / "no").exists()
+
+    refused("3 videos are too few", source(system, library, 3))
+    refused("videos of 12 frames are too short", source(system, library, 6, 12))
+    refused(
+        r"gives 27 real clips .* 40 is the least", source(system, library, 40), replace(PROTOCOL, least_videos=40)
+    )
+    refused("takes none of the clips", extractors=[Pixels(99)])
+    refused("two extractors are called pixels", extractors=[Pixels(), Pixels()])
+    large = replace(system.info, size=(32, 32))
+    other = TinyContinuous(TinyConfig(size=(32, 32)), large)
+    refused("holds 16x16 frames and the videos have 32x32", source(other, library))
+    evaluate(source(system, library), library, tmp_path / "one", PROTOCOL, [])
+    with pytest.raises(UserError, match="holds another evaluation"):
+        evaluate(source(system, library, 5), library, tmp_path / "one", PROTOCOL, [])
+
+
+def test_folders_that_cannot_be_measured(tmp_path):
+    def refused(match: str, frames=None):
+        with pytest.raises(UserError, match=match):
+            FolderSource(tmp_path, None, frames, 1024, None)
+
+    refused("neither a model nor a folder of videos")
+    video.write_video(tmp_path / "a.mp4", [moving_square(0, 20)], 15.0)
+    refused(r"a\.mp4 has 20 frames, 32 are asked for; pass --frames 20", 32)
+    video.write_video(tmp_path / "b.mp4", [moving_square(0, 20, 24)], 15.0)
+    refused(r"different sizes \(16x16, 24x24\), for example b\.mp4")
+    (tmp_path / "b.mp4").write_text("no video")
+    refused(r"b\.mp4")
+
+
+def test_a_result_that_is_none(tmp_path):
+    with pytest.raises(UserError, match="cannot read the result"):
+        Result.read(tmp_path / "none.json")
+    (tmp_path / "x.json").write_text(json.dumps({"figures": 3}))
+    with pytest.raises(UserError, match="not a result"):
+        Result.read(tmp_path / "x.json")
+
+
+def test_bytes_are_rounded_or_cut():
+    values = torch.tensor([-1.5, -1, -0.001, 0.0, 0.004, 1, 2]).view(1, 1, 1, -1).expand(3, 1, 1, -1)
+    assert as_bytes(values, "round")[0, 0, :, 0].tolist() == [0, 0, 127, 128, 128, 255, 255]
+    assert as_bytes(values, "truncate")[0, 0, :, 0].tolist() == [0, 0, 127, 128, 128, 255, 255]
+    assert as_bytes(torch.full((3, 1, 1, 1), 0.01), "truncate").max() == 129
+    assert as_bytes(torch.full((3, 1, 1, 1), 0.003), "round").max() == 128
