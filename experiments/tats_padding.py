@@ -23,12 +23,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from scipy import linalg
 
 from longtake.data.batch import to_float
 from longtake.data.cache import FrameCache
 from longtake.data.clips import ClipPicker, ClipSpec
 from longtake.data.library import Library
+from longtake.metrics.frechet import frechet_distance
 from longtake.metrics.motion import frame_differences
 from longtake.nn.conv import Padding
 from longtake.story import Entry, Story
@@ -146,12 +146,6 @@ def features(clips: torch.Tensor) -> np.ndarray:
     return torch.cat([colour, spread], 1).double().numpy()
 
 
-def frechet(a: np.ndarray, b: np.ndarray) -> float:
-    """Frechet distance of two sets of features (N, D), float64."""
-    root = linalg.sqrtm(np.cov(a.T) @ np.cov(b.T) + 1e-12 * np.eye(a.shape[1])).real
-    return float(((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(np.cov(a.T) + np.cov(b.T) - 2 * root))
-
-
 def rollout(system: TATS, library: Library, videos: int) -> dict:
     """FD[pixels] to real windows and motion, a value for each 16-frame window of the rollouts."""
     rows = library.split("test")
@@ -167,10 +161,10 @@ def rollout(system: TATS, library: Library, videos: int) -> dict:
     # Two neighbouring windows are pooled, so that 16 features have 64 samples.
     pooled = [torch.cat([windows[i], windows[i + 1]]) for i in range(0, len(windows) - 1, 2)]
     return {
-        "fd": [frechet(features(w), features(real)) for w in pooled],
-        "fd_real_halves": frechet(features(real[:256]), features(real[256:])),
-        "fd_frozen_first_frame": frechet(features(still), features(real[256:])),
-        "fd_mean_video": frechet(features(mean), features(real[256:])),
+        "fd": [frechet_distance(features(w), features(real)) for w in pooled],
+        "fd_real_halves": frechet_distance(features(real[:256]), features(real[256:])),
+        "fd_frozen_first_frame": frechet_distance(features(still), features(real[256:])),
+        "fd_mean_video": frechet_distance(features(mean), features(real[256:])),
         "motion_ratio": [float(frame_differences(w).mean()) / motion_real for w in pooled],
     }
 

@@ -73,6 +73,12 @@ def evaluate(args: Args) -> None:
     evaluate_model(args)
 
 
+def compare(args: Args) -> None:
+    from longtake.commands import compare_results
+
+    compare_results(args.results, args.output)
+
+
 def convert(args: Args) -> None:
     from longtake.commands import convert_checkpoint
 
@@ -190,11 +196,23 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--seam-period", type=_positive, metavar="F", help="frames between joins, for a folder of videos"
     )
+    p.add_argument("--reference", metavar="DIR", help="real videos that those of a folder should equal: PSNR, SSIM")
+    p.add_argument("--lpips", metavar="FILE", help="LPIPS weights: first frame against last")
     p.add_argument("--seed", type=int, default=0, metavar="N")
     p.add_argument(
         "--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of the system, as in generate"
     )
     _device(p)
+
+    p = _add(
+        commands,
+        "compare",
+        compare,
+        "results side by side on one HTML page",
+        "longtake compare runs/eval-a runs/eval-b -o report.html",
+    )
+    p.add_argument("results", nargs="+", metavar="RESULT", help="result.json, or the folder it is in")
+    p.add_argument("-o", "--output", required=True, metavar="REPORT.html")
 
     p = _add(
         commands,

@@ -198,6 +198,7 @@ def evaluate_model(args: argparse.Namespace) -> None:
     from longtake.metrics.protocol import find_protocol
     from longtake.metrics.sources import FolderSource, ModelSource
     from longtake.systems.folder import bundled, is_model
+    from longtake.systems.perceptual import load_perceptual
 
     device, protocol, library = pick_device(args.device), find_protocol(args.protocol), Library(args.data)
     names = args.extractor or [name for name in bundled() if name == DEFAULT_EXTRACTOR]
@@ -207,16 +208,31 @@ def evaluate_model(args: argparse.Namespace) -> None:
         count, frames = args.videos or protocol.fake_videos, args.frames or protocol.frames
         source = ModelSource(system, library, count, frames, args.seed, protocol.to_bytes)
     else:
-        source = FolderSource(Path(args.source), args.videos, args.frames, protocol.frames, args.seam_period)
+        real = Path(args.reference) if args.reference else None
+        source = FolderSource(Path(args.source), args.videos, args.frames, protocol.frames, args.seam_period, real)
+    distance = load_perceptual(args.lpips) if args.lpips else None
     with show_progress("frames measured") as progress:
         result = evaluate(
-            source, library, args.output, protocol, extractors, args.batch, args.keep, args.seed, progress
+            source, library, args.output, protocol, extractors, args.batch, args.keep, args.seed, distance, progress
         )
     if result is None:
         return
     for line in result.lines():
         print(line)
     print(Path(args.output) / "result.json")
+
+
+def compare_results(results: list[str], output: str) -> None:
+    """`longtake compare`."""
+    from longtake.report.compare import compare
+
+    groups = compare(results, output)
+    if len(groups) > 1:
+        told = "; ".join(", ".join(group) for group in groups)
+        console.print(
+            f"{len(groups)} protocols that cannot be compared, in tables of their own: {told}", highlight=False
+        )
+    print(output)
 
 
 def convert_checkpoint(

@@ -74,7 +74,9 @@ def fails(capsys, code: int, message: str, *words) -> None:
 def test_every_command_is_there():
     words = {" ".join(name) for name in COMMANDS}
     data = {"data sample", "data prepare", "data inspect"}
-    assert words >= {"models", "systems", "generate", "reconstruct", "train", "evaluate", "convert"} | data
+    assert (
+        words >= {"models", "systems", "generate", "reconstruct", "train", "evaluate", "compare", "convert"} | data
+    )
 
 
 @pytest.mark.parametrize("name", COMMANDS, ids=" ".join)

@@ -16,7 +16,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,15 +31,18 @@ from longtake.errors import UserError
 from longtake.files import write_text
 from longtake.metrics import summary
 from longtake.metrics.extractors.base import Extractor
-from longtake.metrics.protocol import Protocol
+from longtake.metrics.protocol import FIRST_16, Protocol
 from longtake.metrics.queue import FeatureQueue
 from longtake.metrics.real import check_size, real_features, real_motion, real_rows
 from longtake.metrics.records import Record, VideoMeter, kinds_within, read_record, usable, write_record
 from longtake.metrics.result import Result
 from longtake.metrics.sources import Source
+from longtake.nn.perceptual import PerceptualDistance
 
 Progress = Callable[[int, int], None]
 SHOTS = 16
+NEIGHBOURS: dict[str, Any] = {"real_split": "train", "real_videos": 512, "clips": (FIRST_16,)}
+"""Among which training clips the nearest is looked for."""
 
 
 def evaluate(
@@ -51,6 +54,7 @@ def evaluate(
     batch: int = 8,
     keep: int = 8,
     seed: int = 0,
+    distance: PerceptualDistance | None = None,
     progress: Progress | None = None,
 ) -> Result | None:
     """Measure the videos of a source against a library.
@@ -64,6 +68,7 @@ def evaluate(
         batch: videos generated together.
         keep: so many of the videos are also written as files.
         seed: of random real clips.
+        distance: LPIPS, for first frame against last.
         progress: called with (frames measured, frames).
 
     Returns:
@@ -86,6 +91,8 @@ def evaluate(
         return None
     records = [read_record(_record(folder, i)) for i in range(source.count)]
     figures, curves = _summarise(source, library, protocol, extractors, records, seed)
+    if distance is not None:
+        figures |= summary.perceptual(distance, records)
     result = Result(source.identity(), stated, figures, curves)
     result.write(folder / "result.json")
     return result
@@ -192,8 +199,8 @@ def _group(source, group: range, folder: Path, protocol, queues, keep: int) -> I
     with ExitStack() as stack:
         writers = [stack.enter_context(video.VideoWriter(folder / f"video-{i:03d}.mp4", source.fps)) for i in kept]
         for chunks in source.stream(group):
-            for meter, chunk in zip(meters, chunks, strict=True):
-                meter.push(chunk)
+            for number, meter, chunk in zip(group, meters, chunks, strict=True):
+                meter.push(chunk, source.reference(number, at, len(chunk)))
             for row, writer, chunk in zip(shots, writers, chunks, strict=False):
                 writer.write(chunk)
                 row += [frame for j, frame in enumerate(chunk) if at + j in shown]
@@ -220,6 +227,10 @@ def _summarise(source, library, protocol, extractors, records: list[Record], see
             figures |= summary.frame_distances(protocol, extractor, records, real)
             continue
         figures |= summary.distances(protocol, extractor, records, real)
+        if protocol.real_split == "test":
+            near = replace(protocol, **NEIGHBOURS)
+            train = real_features(library, near, extractor, source.size, source.frames, seed)
+            figures |= summary.memorisation(extractor, records, train, real)
         more, lines = summary.classes(protocol, extractor, records)
         figures |= more
         curves |= lines | summary.window_curves(protocol, extractor, records, real)

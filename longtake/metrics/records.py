@@ -13,13 +13,17 @@ import numpy as np
 import torch
 
 from longtake.metrics.extractors.base import Extractor
+from longtake.metrics.images import psnr, ssim
 from longtake.metrics.motion import MotionMeter
 from longtake.metrics.protocol import ClipKind, Protocol
 from longtake.metrics.queue import FeatureQueue, Slot, gather
 
+MOST_DECIBEL = 100.0
+"""PSNR of equal frames, which is infinite otherwise."""
 Record = dict[str, np.ndarray]
 """differences (T-1,), signature (T, 192), first and last (H, W, 3) uint8; and for each extractor E of clips
-`E/clip/<kind>` (1, D), `E/windows` (W, D), `E/classes` (W, K); of frames `E/frames` (16, D)."""
+`E/clip/<kind>` (1, D), `E/windows` (W, D), `E/classes` (W, K); of frames `E/frames` (16, D). With a
+reference also psnr and ssim (T,)."""
 
 
 def kinds_within(protocol: Protocol, frames: int) -> list[ClipKind]:
@@ -50,11 +54,14 @@ class VideoMeter:
         self.held: dict[str, list[np.ndarray]] = {}
         self.slots: dict[str, list[Slot]] = {}
         self.kinds = kinds_within(protocol, frames)
+        self.against: list[tuple[np.ndarray, np.ndarray]] = []
 
-    def push(self, frames: np.ndarray) -> None:
-        """Take in the next frames (t, H, W, 3) uint8."""
+    def push(self, frames: np.ndarray, reference: np.ndarray | None = None) -> None:
+        """Take in the next frames (t, H, W, 3) uint8, and the real ones they should equal, where there are any."""
         if not len(frames):
             return
+        if reference is not None:
+            self.against.append((psnr(frames, reference).clip(max=MOST_DECIBEL), ssim(frames, reference)))
         signed = torch.from_numpy(frames).permute(3, 0, 1, 2)[None].float().div_(127.5).sub_(1)
         self.motion.push(signed)
         self.first = frames[0].copy() if self.first is None else self.first
@@ -94,6 +101,9 @@ class VideoMeter:
         assert self.first is not None
         assert self.last is not None
         found |= {"first": self.first, "last": self.last}
+        if self.against:
+            found |= {"psnr": np.concatenate([p for p, _ in self.against])}
+            found |= {"ssim": np.concatenate([s for _, s in self.against])}
         for key, slots in self.slots.items():
             features = gather(slots)
             found[key] = features.features

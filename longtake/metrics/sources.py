@@ -44,6 +44,10 @@ class Source(Protocol):
         """Chunks of the videos with these numbers, in step: uint8 (t, H, W, 3) each."""
         ...
 
+    def reference(self, number: int, start: int, count: int) -> np.ndarray | None:
+        """The real frames that frames start .. of a video should equal, None where there are none."""
+        ...
+
 
 class ModelSource:
     """Videos of a model, conditioned as test videos are, evenly spread over the split.
@@ -86,6 +90,10 @@ class ModelSource:
         for chunk in self.system.generate([self.stories[i] for i in numbers]):
             yield [as_bytes(one, self.to_bytes) for one in chunk]
 
+    def reference(self, number: int, start: int, count: int) -> np.ndarray | None:
+        """A sampled video has no one real video that it should equal."""
+        return None
+
 
 def _story(system: System, library: Library, row: int, frames: int, seed: int) -> Story:
     """A story with the conditions of one test video."""
@@ -113,18 +121,24 @@ class FolderSource:
         count: how many at most; None: all.
         frames: None: `most`, or as many as the shortest has.
         most: the protocol's length.
+        seam_period: frames between joins, where known.
+        real: a folder of as many real videos that these should equal, in the order of their names.
 
     Raises:
         UserError: no videos, one that is too short or of another size (it is named).
     """
 
-    def __init__(self, folder: Path, count: int | None, frames: int | None, most: int, seam_period: int | None):
+    def __init__(
+        self,
+        folder: Path,
+        count: int | None,
+        frames: int | None,
+        most: int,
+        seam_period: int | None = None,
+        real: Path | None = None,
+    ):
         self.folder = folder
-        files = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES)
-        if not files:
-            known = ", ".join(sorted(SUFFIXES))
-            raise UserError(f"{folder} is neither a model nor a folder of videos ({known})", code=2)
-        self.files = files[:count]
+        self.files = _videos(folder)[:count]
         self.count = len(self.files)
         infos = [video.probe(file) for file in self.files]
         sizes = {(i.height, i.width) for i in infos}
@@ -140,6 +154,21 @@ class FolderSource:
             name, have = self.files[shortest].name, infos[shortest].frames
             raise UserError(f"{folder / name} has {have} frames, {self.frames} are asked for; pass --frames {have}")
         self.size, self.fps, self.seam_period = self._size(infos), infos[0].fps, seam_period
+        self.real = self._real(real) if real else None
+
+    def _real(self, folder: Path) -> list[Path]:
+        files = _videos(folder)
+        if len(files) < self.count:
+            raise UserError(
+                f"{folder} has {len(files)} videos to compare {self.count} with; it needs as many", code=2
+            )
+        for file in files[: self.count]:
+            info = video.probe(file)
+            if info.frames < self.frames or (info.height, info.width) != self.size:
+                have = f"{info.frames} frames of {info.height}x{info.width}"
+                wanted = f"{self.frames} of {self.size[0]}x{self.size[1]}"
+                raise UserError(f"{file} has {have}, it must have {wanted} to be compared with")
+        return files[: self.count]
 
     @staticmethod
     def _size(infos: list[video.VideoInfo]) -> tuple[int, int]:
@@ -149,7 +178,13 @@ class FolderSource:
         return {"system": "videos", "folder": self.folder.name, "first": self.files[0].name}
 
     def conditions(self) -> dict[str, Any]:
-        return {"conditions_from": "unknown: these are files", "sees_test_video": None}
+        compared = {"reference": self.real[0].parent.name} if self.real else {}
+        return {"conditions_from": "unknown: these are files", "sees_test_video": None, **compared}
+
+    def reference(self, number: int, start: int, count: int) -> np.ndarray | None:
+        if self.real is None:
+            return None
+        return video.read_frames(self.real[number], range(start, start + count))
 
     def stream(self, numbers: range) -> Iterator[list[np.ndarray]]:
         readers = [video.iterate(self.files[i]) for i in numbers]
@@ -158,3 +193,11 @@ class FolderSource:
             n = min(CHUNK, left)
             yield [np.stack([next(reader) for _ in range(n)]) for reader in readers]
             left -= n
+
+
+def _videos(folder: Path) -> list[Path]:
+    files = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES) if folder.is_dir() else []
+    if not files:
+        known = ", ".join(sorted(SUFFIXES))
+        raise UserError(f"{folder} is neither a model nor a folder of videos ({known})", code=2)
+    return files

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 
 from longtake.metrics.diversity import nearest_distances
 from longtake.metrics.estimate import extrapolate, frechet_interval, mean_interval
@@ -16,6 +17,7 @@ from longtake.metrics.records import Record
 from longtake.metrics.result import Curve, Figure
 from longtake.metrics.scores import coherence, inception_score
 from longtake.metrics.seam import seam_ratio, strongest_period
+from longtake.nn.perceptual import PerceptualDistance
 
 TAIL = 128
 """Frames at the end of a video whose motion is reported on its own."""
@@ -135,20 +137,20 @@ def window_curves(protocol: Protocol, extractor: Extractor, records: list[Record
     return curves
 
 
-def memorisation(extractor: Extractor, records: list[Record], train: Record, test: Record, kind: str) -> Figures:
+def memorisation(extractor: Extractor, records: list[Record], train: Record, test: Record) -> Figures:
     """How near the nearest training clip is, of how near it is to held-out real clips; far below 1: copies."""
-    key = f"clip/{kind}"
-    if key not in train or key not in test:
+    key = "clip/16"
+    name = f"{extractor.name}/{key}"
+    if key not in train or key not in test or name not in records[0]:
         return {}
-    fake = np.concatenate([r[f"{extractor.name}/{key}"] for r in records])
-    near = nearest_distances(fake, train[key])
+    near = nearest_distances(np.concatenate([r[name] for r in records]), train[key])
     usual = float(np.median(nearest_distances(test[key], train[key])))
     if usual <= 0:
         return {}
     note = "of test clips' own; far below 1 means copies"
     return {
         f"nearest-train[{extractor.name}]": Figure(
-            float(np.median(near) / usual), mean_interval(near / usual), "", len(fake), note
+            float(np.median(near) / usual), mean_interval(near / usual), "", len(near), note
         )
     }
 
@@ -186,11 +188,48 @@ def over_time(records: list[Record], real: list[Record], seam_period: int | None
             figures[f"motion_ratio_last_{TAIL}"] = Figure(
                 float(tail.mean()), mean_interval(tail), "of real", len(records)
             )
+    figures |= _reference(records)
     histogram = np.array([histogram_correlation(r["first"][None], r["last"][None])[0] for r in records])
     figures["histogram_correlation"] = Figure(
         float(histogram.mean()), mean_interval(histogram), "first to last frame, 64 bins", len(records)
     )
-    return figures, _motion_curve(records)
+    return figures, _motion_curve(records) | reference_curves(records)
+
+
+def perceptual(distance: PerceptualDistance, records: list[Record]) -> Figures:
+    """LPIPS between the first and the last frame (TATS Tab. 2)."""
+    with torch.no_grad():
+        pairs = [
+            torch.from_numpy(np.stack([r["first"], r["last"]])).permute(0, 3, 1, 2) / 127.5 - 1 for r in records
+        ]
+        values = np.array([float(distance(p[:1], p[1:])) for p in pairs])
+    return {"LPIPS-first-last": Figure(float(values.mean()), mean_interval(values), "", len(values))}
+
+
+def reference_curves(records: list[Record]) -> Curves:
+    """PSNR and SSIM at every frame, where each video has a real one to be compared with."""
+    if "psnr" not in records[0]:
+        return {}
+    x = [float(i) for i in range(len(records[0]["psnr"]))]
+    return {
+        name: Curve(x, np.stack([r[key] for r in records]).mean(0).tolist(), unit, len(records))
+        for name, key, unit in (("PSNR", "psnr", "dB"), ("SSIM", "ssim", ""))
+    }
+
+
+def _reference(records: list[Record]) -> Figures:
+    """PSNR and SSIM of frames 16, 30 and 45 (CCVS Tab. 6) and over all frames."""
+    found: Figures = {}
+    for name, key, unit in (("PSNR", "psnr", "dB"), ("SSIM", "ssim", "")):
+        if key not in records[0]:
+            continue
+        table = np.stack([r[key] for r in records])
+        found[name] = Figure(float(table.mean()), mean_interval(table.mean(1)), unit, len(table), "over all frames")
+        for frame in (16, 30, 45):
+            if frame <= table.shape[1]:
+                column = table[:, frame - 1]
+                found[f"{name}@{frame}"] = Figure(float(column.mean()), mean_interval(column), unit, len(column))
+    return found
 
 
 def _motion_curve(records: list[Record], every: int = 16) -> Curves:

@@ -21,6 +21,7 @@ from longtake.metrics.extractors.base import Features
 from longtake.metrics.protocol import PROTOCOLS, ClipKind
 from longtake.metrics.result import Result
 from longtake.metrics.sources import FolderSource, ModelSource, as_bytes
+from longtake.nn.perceptual import PerceptualDistance
 from longtake.systems.base import ModelInfo
 
 PROTOCOL = replace(
@@ -50,6 +51,13 @@ class Pixels:
         features = np.concatenate([x.mean((1, 2, 3)), change[:, None]], 1)
         bright = features[:, :1]
         return Features(features, np.concatenate([bright, 1 - bright], 1))
+
+
+class Pixelwise(torch.nn.Module):
+    """The image itself as its only feature map."""
+
+    def forward(self, image: torch.Tensor) -> list[torch.Tensor]:
+        return [image]
 
 
 @pytest.fixture(scope="module")
@@ -147,23 +155,63 @@ def test_real_features_are_computed_once(system, library, tmp_path):
 
 
 def test_files_are_measured_as_models_are(system, library, tmp_path):
-    folder = tmp_path / "videos"
-    folder.mkdir()
-    for i in range(5):
-        video.write_video(folder / f"{i}.mp4", [moving_square(i)], 15.0, crf=10, pixel_format="yuv444p")
+    folder = folder_of(tmp_path / "videos", [moving_square(i) for i in range(5)])
     files = FolderSource(folder, None, None, 32, seam_period=8)
     assert (files.count, files.frames) == (5, 32)
     result = evaluate(files, library, tmp_path / "eval", PROTOCOL, [Pixels()])
     same = result.figures["FVD16[pixels]"].value
     assert "seam" in result.figures
-    frozen = tmp_path / "frozen"
-    frozen.mkdir()
-    for i in range(5):
-        video.write_video(frozen / f"{i}.mp4", [moving_square(i)[:1].repeat(40, 0)], 15.0, crf=10)
+    frozen = folder_of(tmp_path / "frozen", [moving_square(i)[:1].repeat(40, 0) for i in range(5)])
     still = evaluate(FolderSource(frozen, None, None, 32, None), library, tmp_path / "still", PROTOCOL, [Pixels()])
     assert still.figures["FVD16[pixels]"].value > same
     assert still.figures["motion_ratio"].value < 0.1
     assert still.figures["longest_still"].value == 32
+
+
+def folder_of(path: Path, clips: list[np.ndarray]) -> Path:
+    path.mkdir()
+    for i, clip in enumerate(clips):
+        video.write_video(path / f"{i}.mp4", [clip], 15.0, crf=10, pixel_format="yuv444p")
+    return path
+
+
+def test_a_reference_gives_psnr_and_ssim_at_every_frame(library, tmp_path):
+    real = folder_of(tmp_path / "real", [moving_square(i, 40) for i in range(3)])
+    noise = np.random.default_rng(0).integers(0, 60, (3, 40, 16, 16, 3))
+    noisy = [np.where(np.arange(40)[:, None, None, None] < 20, moving_square(i, 40), noise[i]) for i in range(3)]
+    made = folder_of(tmp_path / "made", [n.astype(np.uint8) for n in noisy])
+    same = evaluate(FolderSource(real, None, 40, 40, None, real), library, tmp_path / "a", PROTOCOL, [])
+    assert same.figures["SSIM"].value == pytest.approx(1)
+    assert same.figures["PSNR@30"].value == 100
+    assert "PSNR@45" not in same.figures
+    result = evaluate(FolderSource(made, None, 40, 40, None, real), library, tmp_path / "b", PROTOCOL, [])
+    assert len(result.curves["PSNR"].y) == 40
+    assert result.figures["PSNR@16"].value > result.figures["PSNR@30"].value + 5
+    assert result.figures["SSIM@16"].value > result.figures["SSIM@30"].value
+    with pytest.raises(UserError, match="has 3 videos to compare 5 with"):
+        FolderSource(folder_of(tmp_path / "five", [moving_square(0)] * 5), None, 40, 40, None, real)
+    short = folder_of(tmp_path / "short", [moving_square(0, 30)] * 3)
+    with pytest.raises(UserError, match=r"0\.mp4 has 30 frames of 16x16, it must have 40 of 16x16"):
+        FolderSource(made, None, 40, 40, None, short)
+
+
+def test_copies_of_training_videos_are_noticed(library, tmp_path):
+    protocol = replace(PROTOCOL, real_split="test")
+    train = [library.frames(i, range(40)) for i in library.split("train")[:4]]
+    copied = folder_of(tmp_path / "copied", train)
+    fresh = folder_of(tmp_path / "fresh", [moving_square(100 + i) for i in range(4)])
+    found = []
+    for name, folder in (("c", copied), ("f", fresh)):
+        made = FolderSource(folder, None, 32, 32)
+        result = evaluate(made, library, tmp_path / name, protocol, [Pixels()])
+        found.append(result.figures["nearest-train[pixels]"].value)
+    assert found[0] < 0.3 * found[1]
+
+
+def test_first_against_last_frame(system, library, tmp_path):
+    distance = PerceptualDistance(Pixelwise())
+    result = evaluate(source(system, library), library, tmp_path, PROTOCOL, [], distance=distance)
+    assert result.figures["LPIPS-first-last"].value > 0
 
 
 def test_what_is_refused_and_what_is_said(system, library, tmp_path):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 
 from longtake.errors import UserError
 from longtake.metrics.extractors.base import Features, as_video, file_hash, resize_frames
@@ -37,7 +38,7 @@ class VideoMAEExtractor:
         try:
             config = VideoMAEConfig.from_pretrained(str(path), local_files_only=True)
             self.network = VideoMAEModel.from_pretrained(str(path), use_safetensors=True, local_files_only=True)
-        except (OSError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise UserError(f"{path} holds no VideoMAE ({str(error).splitlines()[0]})", code=2) from None
         self.network.eval().to(device)  # type: ignore[arg-type]
         self.device, self.hash, self.dim = device, file_hash(weights), config.hidden_size
