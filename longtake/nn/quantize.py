@@ -8,7 +8,7 @@ Shapes: B batch, D embedding width, K codes, N vectors in a batch.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,9 @@ from longtake.nn.distributed import all_reduce_sum, broadcast, gather_rows
 
 COUNT_EPS = 1e-7
 DISTANCE_ELEMENTS = 1 << 24  # size of the largest distance matrix held at once (64 MB in float32)
+
+
+RestartBy = Literal["random", "error"]
 
 
 class Quantised(NamedTuple):
@@ -51,6 +54,9 @@ class EMACodebook(nn.Module):
     A code whose moving count falls below `restart` is replaced by a random vector of the batch. Its averages start
     anew with it, so the replacement lasts (in the released TATS code the next update undoes it). The count starts
     at twice the threshold: log(2) / log(1 / decay) updates to win vectors before the code can be replaced again.
+    With `restart_by` "error" vectors are drawn in proportion to their squared distance to the nearest code (the
+    seeding of k-means++: Arthur and Vassilvitskii, 2007), so rare things that no code stands for get one; "random"
+    draws uniformly, as TATS does.
 
     Distances are computed in float32 (or float64 for float64 input) also under autocast.
     """
@@ -61,10 +67,16 @@ class EMACodebook(nn.Module):
     initialised: Tensor
 
     def __init__(
-        self, codes: int, dim: int, decay: float = 0.99, commitment: float = 0.25, restart: float | None = None
+        self,
+        codes: int,
+        dim: int,
+        decay: float = 0.99,
+        commitment: float = 0.25,
+        restart: float | None = None,
+        restart_by: RestartBy = "random",
     ):
         super().__init__()
-        self.decay, self.commitment, self.restart = decay, commitment, restart
+        self.decay, self.commitment, self.restart, self.restart_by = decay, commitment, restart, restart_by
         self.register_buffer("embeddings", torch.randn(codes, dim))
         self.register_buffer("counts", torch.zeros(codes))
         self.register_buffer("sums", self.embeddings.clone())
@@ -139,7 +151,10 @@ class EMACodebook(nn.Module):
         rows = dead.nonzero().flatten()
         if not len(rows):  # the counts, and so this branch, are the same in every process
             return
-        chosen = broadcast(_draw(gather_rows(vectors), len(rows), generator)).to(self.sums.dtype)
+        vectors, weights = gather_rows(vectors), None
+        if self.restart_by == "error":
+            weights = (vectors - self.lookup(self._nearest(vectors)).to(vectors)).square().sum(1)
+        chosen = broadcast(_draw(vectors, len(rows), generator, weights)).to(self.sums.dtype)
         self.counts[rows] = self._fresh_count
         self.sums[rows] = chosen * self._fresh_count
 
@@ -153,9 +168,11 @@ def _flatten(z: Tensor) -> Tensor:
     return z.movedim(1, -1).reshape(-1, z.shape[1])
 
 
-def _draw(vectors: Tensor, n: int, generator: Generator | None) -> Tensor:
-    """`n` random rows of `vectors`; if there are fewer, repeated with a little noise to tell them apart."""
+def _draw(vectors: Tensor, n: int, generator: Generator | None, weights: Tensor | None = None) -> Tensor:
+    """`n` random rows of `vectors`, uniformly or by `weights`; if there are fewer, repeated with a little noise."""
     rows, dim = vectors.shape
+    if weights is not None and int((weights > 0).sum()) >= n:
+        return vectors[torch.multinomial(weights.cpu(), n, generator=generator).to(vectors.device)]
     if rows < n:
         vectors = vectors.repeat(-(-n // rows), 1)
         noise = torch.randn(vectors.shape, generator=generator, dtype=vectors.dtype)

@@ -137,3 +137,21 @@ def test_two_processes_learn_the_codebook_of_one(tmp_path):
             state, perplexity = together[rank]
             torch.testing.assert_close(state, alone[0][0], rtol=1e-4, atol=1e-5)
             torch.testing.assert_close(perplexity, alone[0][1], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("by", "found"), [("random", False), ("error", True)])
+def test_restarts_by_error_find_what_is_rare(by, found):
+    """One vector in five hundred is unlike the rest; a codebook of dead codes is to find it."""
+    torch.manual_seed(0)
+    common = torch.randn(500, 4) * 0.01
+    rare = torch.full((1, 4), 5.0)
+    vectors = torch.cat([common, rare]).t()[None]
+    book = EMACodebook(8, 4, restart=0.01, restart_by=by)
+    book.initialised.fill_(True)
+    book.embeddings.copy_(torch.randn(8, 4) * 0.01)
+    book.embeddings[4:] = -50  # nothing is near these four
+    book.counts.fill_(0.001)
+    book.sums.copy_(book.embeddings * 0.001)
+    book(vectors, torch.Generator().manual_seed(1))
+    error = (book.embeddings - rare).norm(dim=1).min()
+    assert (float(error) < 0.5) == found

@@ -84,7 +84,13 @@ def test_the_generator_loss_is_the_weighted_sum(adversarial, monkeypatch):
     """Weights other than the defaults, so that each term shows."""
     distance = Distance()
     monkeypatch.setattr(TATS, "perceptual", lambda self: distance)
-    weights = {"l1_weight": 3.0, "perceptual_weight": 5.0, "feature_weight": 7.0, "gan_weight": (0.5, 2.0)}
+    weights = {
+        "l1_weight": 3.0,
+        "l2_weight": 9.0,
+        "perceptual_weight": 5.0,
+        "feature_weight": 7.0,
+        "gan_weight": (0.5, 2.0),
+    }
     made = system(discriminator_start=5, **weights)
     made.vqgan.eval()  # so that the codebook stays as it is and the loss can be computed twice
     batch = clips()
@@ -94,7 +100,8 @@ def test_the_generator_loss_is_the_weighted_sum(adversarial, monkeypatch):
     frame = Rng(["0/vqgan"]).integers("frame", [10, 11, 12], 8)[0]
     l1 = (video - result.video).abs().mean() / 2
     real, fake = pick_frame(video, frame) / 2, pick_frame(result.video, frame) / 2
-    expected = 3 * l1 + 5 * (2 * real - 2 * fake).square().mean() + result.quantised.commitment_loss
+    l2 = (video - result.video).square().mean() / 4
+    expected = 3 * l1 + 9 * l2 + 5 * (2 * real - 2 * fake).square().mean() + result.quantised.commitment_loss
     if adversarial:
         image, clip = made.networks["image_discriminator"], made.networks["video_discriminator"]
         for critic, weight, a, b in ((image, 0.5, real, fake), (clip, 2.0, video / 2, result.video / 2)):

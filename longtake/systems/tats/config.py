@@ -61,6 +61,9 @@ class VQGANStageConfig:
     """Let the learning rate fall to a tenth along a cosine."""
     l1_weight: float = 4.0
     """Weight of the mean absolute error, in the [-0.5, 0.5] range of the official code."""
+    l2_weight: float = 0.0
+    """Weight of the mean squared error in the same range (the paper has none). The mean absolute error pulls as
+    hard on every pixel of a ground that is almost right as on a sprite that is missing."""
     perceptual_weight: float = 4.0
     """Weight of the perceptual distance of one random frame a clip; needs `perceptual`."""
     perceptual: str | None = None

@@ -15,7 +15,7 @@ from longtake.data.batch import Batch
 from longtake.data.clips import ClipSpec, Draw
 from longtake.nn.losses import discriminator_loss, feature_matching_loss, generator_loss
 from longtake.systems.base import Engine, Losses, Stage
-from longtake.systems.tats.losses import prior_loss, psnr, reconstruction_loss
+from longtake.systems.tats.losses import prior_loss, psnr, reconstruction_loss, squared_loss
 
 if TYPE_CHECKING:
     from longtake.systems.tats.system import TATS
@@ -91,6 +91,8 @@ class VQGANStage(Stage):
 
     def _reconstruction(self, video: Tensor, result, frame: Tensor) -> Losses:
         losses = {"l1": self.config.l1_weight * reconstruction_loss(video, result.video)}
+        if self.config.l2_weight:
+            losses["l2"] = self.config.l2_weight * squared_loss(video, result.video)
         if self.perceptual is not None:
             distance = self.perceptual(pick_frame(result.video, frame), pick_frame(video, frame)).mean()
             losses["perceptual"] = self.config.perceptual_weight * distance

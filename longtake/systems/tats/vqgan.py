@@ -18,7 +18,7 @@ from torch import Generator, Tensor, nn
 from longtake.errors import UserError
 from longtake.nn.conv import PaddedConv3d, PaddedConvTranspose3d, Padding, padding_amounts
 from longtake.nn.norm import NormKind, make_norm
-from longtake.nn.quantize import EMACodebook, Quantised, unquantised
+from longtake.nn.quantize import EMACodebook, Quantised, RestartBy, unquantised
 
 RESAMPLING_KERNEL = 4
 RESIDUAL_KERNEL = 3
@@ -48,7 +48,9 @@ class VQGANConfig:
     official_partial_padding: bool = False
     """Quirk of the released code: `padding` reaches only first and strided convolutions, the rest replicates."""
     restart: float | None = None
-    """Moving count below which a code is replaced by a random vector of the batch; None replaces none."""
+    """Moving count a batch below which a code is replaced by a vector of the batch; None replaces none."""
+    restart_by: RestartBy = "random"
+    """Which vectors replace codes: random ones, or rather those that no code is near to."""
 
     def __post_init__(self):
         object.__setattr__(self, "compression", tuple(self.compression))
@@ -180,7 +182,9 @@ class VQGAN(nn.Module):
         super().__init__()
         self.config = config
         self.encoder = Encoder(config)
-        self.codebook = EMACodebook(config.codes, config.embedding, restart=config.restart)
+        self.codebook = EMACodebook(
+            config.codes, config.embedding, restart=config.restart, restart_by=config.restart_by
+        )
         self.decoder = Decoder(config)
 
     def encode(self, video: Tensor) -> Tensor:
