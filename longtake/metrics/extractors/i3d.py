@@ -18,9 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from longtake.errors import UserError
 from longtake.metrics.extractors.base import Features, as_video, file_hash, resize_frames
-from longtake.systems.foreign import read_foreign
+from longtake.metrics.extractors.weights import fill, read_weights
 
 # Every mixed block: channels of its branches 1x1; 1x1, 3x3x3; 1x1, 3x3x3; pool, 1x1.
 MIXED = {
@@ -140,19 +139,11 @@ class I3DExtractor:
     classes: tuple[str, ...] = ()
 
     def __init__(self, path: str | Path, device: torch.device, eps: float = 1e-3):
-        state = read_foreign(path)
-        state = state.get("state_dict", state) if isinstance(state, dict) else {}
+        state = read_weights(path)
         weight = state.get("logits.conv3d.weight")
         classes = weight.shape[0] if isinstance(weight, Tensor) else 400
         self.network = I3D(classes, eps)
-        expected = self.network.state_dict()
-        for key, value in expected.items():
-            given = state.get(key)
-            if key.endswith("num_batches_tracked"):
-                continue
-            if not isinstance(given, Tensor) or given.shape != value.shape:
-                raise UserError(f"{path} does not hold I3D in the layout of pytorch-i3d: {key} is missing or wrong")
-        self.network.load_state_dict({k: state.get(k, v) for k, v in expected.items()})
+        fill(self.network, state, path, "I3D in the layout of pytorch-i3d")
         self.network.eval().to(device)
         self.device, self.hash, self.dim = device, file_hash(path), classes
 

@@ -14,9 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from longtake.errors import UserError
 from longtake.metrics.extractors.base import Features, as_video, file_hash, resize_frames
-from longtake.systems.foreign import read_foreign
+from longtake.metrics.extractors.weights import fill, read_weights
 
 INPUT = (299, 299)
 ROW, COLUMN = (1, 7), (7, 1)
@@ -160,17 +159,9 @@ class InceptionExtractor:
     classes: tuple[str, ...] = ()
 
     def __init__(self, path: str | Path, device: torch.device):
-        state = read_foreign(path)
-        state = state.get("state_dict", state) if isinstance(state, dict) else {}
+        state = read_weights(path)
         self.network = Inception()
-        expected = self.network.state_dict()
-        for key, value in expected.items():
-            given = state.get(key)
-            if not key.endswith("num_batches_tracked") and (
-                not isinstance(given, Tensor) or given.shape != value.shape
-            ):
-                raise UserError(f"{path} does not hold the Inception of pytorch-fid: {key} is missing or wrong")
-        self.network.load_state_dict({k: state.get(k, v) for k, v in expected.items()})
+        fill(self.network, state, path, "the Inception of pytorch-fid")
         self.network.eval().to(device)
         self.device, self.hash = device, file_hash(path)
 
