@@ -12,7 +12,6 @@ import yaml
 from lightning_fabric import Fabric
 from rich.console import Console
 
-from longtake.config import read_yaml
 from longtake.data.batch import to_device
 from longtake.data.library import Library
 from longtake.data.loader import Loader
@@ -24,7 +23,7 @@ from longtake.systems import system_class
 from longtake.systems.base import ModelInfo, Stage, Trainable
 from longtake.train import checkpoint
 from longtake.train.engine import make_fabric
-from longtake.train.recipe import Recipe
+from longtake.train.recipe import Recipe, read_recipe
 from longtake.train.stage import StageRun
 
 
@@ -121,7 +120,7 @@ class Trainer:
         found = checkpoint.latest(self.folder / "checkpoints")
         if found is None:
             return None
-        before = read_yaml((self.folder / "recipe.yaml").read_text(), str(self.folder / "recipe.yaml"))
+        before = read_recipe(self.folder / "recipe.yaml").to_dict()  # fills in options younger than the run
         now = self.recipe.to_dict()
         for key in ("system", "config", "seed"):
             if before[key] != now[key]:

@@ -16,6 +16,7 @@ from pathlib import Path
 import fakes
 import pytest
 import torch
+import yaml
 from conftest import write_library
 from fakes import TinyConfig
 from lightning_fabric import Fabric
@@ -287,6 +288,16 @@ def terminated(monkeypatch, at_step: int) -> None:
         begin(self, step)
 
     monkeypatch.setattr(FabricEngine, "begin", ending)
+
+
+def test_a_run_older_than_an_option_goes_on(library, tmp_path):
+    made = recipe(library, tmp_path / "run")
+    run(made)
+    written = tmp_path / "run" / "recipe.yaml"
+    old = yaml.safe_load(written.read_text())
+    del old["config"]["size"], old["loop"]["log_every"]
+    written.write_text(yaml.safe_dump(old))
+    assert "going on from" in run(made)
 
 
 def test_a_run_on_another_library_or_recipe_is_refused(library, tmp_path):
