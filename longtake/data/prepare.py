@@ -142,11 +142,12 @@ def prepare(
         )
         if not done:
             raise _nothing(source, report)
-        for _, row in done:
+        rows = _divided(done, plan)
+        for row in rows:
             writer.add(row)
-        report.accepted = len(done)
-        if test_fraction > 0 and all(row.split == "train" for _, row in done):
-            report.notes.append("no video fell to the test split; raise the test share or change the seed")
+        report.accepted = len(rows)
+        if test_fraction > 0 and all(row.split == "train" for row in rows):
+            report.notes.append("there is no test split: all videos belong to one group (see --split-by)")
         report.rejected.sort()
         lines = [json.dumps({"file": f, "reason": r}, ensure_ascii=False) for f, r in report.rejected]
         (writer.folder / "rejected.jsonl").write_text("".join(line + "\n" for line in lines))
@@ -265,7 +266,7 @@ def _write(item: Item, facts: Facts, id: str, plan: _Plan, writer: LibraryWriter
         file=writer.relative(target),
         frames=frames,
         seconds=seconds,
-        split=item.split or _side(item, plan),
+        split=item.split or "train",
         label=item.label,
         captions=tuple(
             (max(0.0, t0 or 0.0), seconds if t1 is None else min(t1, seconds), text)
@@ -309,11 +310,23 @@ def _resized(frames: Iterable[np.ndarray], plan: _Plan) -> Iterator[np.ndarray]:
         yield video.resize(np.stack(chunk), plan.size, plan.crop)
 
 
-def _side(item: Item, plan: _Plan) -> str:
-    """By a hash of the video's or the group's name and the seed alone."""
+def _divided(done: Sequence[tuple[Item, Row]], plan: _Plan) -> list[Row]:
+    """Rows with their split: what the layout says, else by a hash of the video's or the group's name and the seed.
+
+    So a video stays on its side when others are added. In a library so small that none falls to the test split,
+    the one nearest to it does.
+    """
+    lots = {item.name: _lot(item, plan) for item, _ in done if not item.split}
+    bar = plan.test
+    if 0 < bar <= min(lots.values(), default=1) and len(set(lots.values())) > 1 and len(lots) == len(done):
+        bar = float(np.nextafter(min(lots.values()), 1))
+    return [replace(row, split="test") if lots.get(item.name, 1) < bar else row for item, row in done]
+
+
+def _lot(item: Item, plan: _Plan) -> float:
+    """A number in [0, 1) that depends on nothing but the name and the seed."""
     name = item.group if plan.by == "group" and item.group is not None else item.name
-    digest = hashlib.sha256(f"{plan.seed}:{name}".encode()).digest()
-    return "test" if int.from_bytes(digest[:8], "big") < plan.test * 2**64 else "train"
+    return int.from_bytes(hashlib.sha256(f"{plan.seed}:{name}".encode()).digest()[:8], "big") / 2**64
 
 
 def _ids(names: Iterable[str]) -> dict[str, str]:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+DIFFERENCE_GAIN = 4.0
 
 
 class Residual3d(nn.Module):
@@ -28,18 +31,21 @@ class Residual3d(nn.Module):
 class ResNet3d(nn.Module):
     """Clips (B, 3, T, H, W) in [-1, 1] -> feature maps, the last of which is pooled into features.
 
+    It sees each frame and its difference to the frame before (times `DIFFERENCE_GAIN`), and pools by mean and by
+    maximum: what moves may be a few pixels in a still picture, which a mean alone drowns.
+
     The stem keeps the frame rate and halves the frame; each later level halves all three and doubles the channels.
 
     Args:
         width: channels of the first level.
-        levels: how many levels; the features have width * 2^(levels - 1) channels.
+        levels: how many levels; the features have width * 2^levels channels.
         blocks: residual blocks a level.
     """
 
     def __init__(self, width: int = 16, levels: int = 4, blocks: int = 1):
         super().__init__()
         self.stem = nn.Sequential(
-            nn.Conv3d(3, width, (3, 5, 5), (1, 2, 2), (1, 2, 2), bias=False), nn.BatchNorm3d(width), nn.ReLU()
+            nn.Conv3d(6, width, (3, 5, 5), (1, 2, 2), (1, 2, 2), bias=False), nn.BatchNorm3d(width), nn.ReLU()
         )
         widths = [width << i for i in range(levels)]
         self.levels = nn.ModuleList(
@@ -49,11 +55,12 @@ class ResNet3d(nn.Module):
             )
             for i in range(levels)
         )
-        self.channels = widths[-1]
+        self.features = 2 * widths[-1]
 
     def maps(self, x: Tensor) -> list[Tensor]:
         """The output of every level, finest first: (B, C, t, h, w) each."""
-        x = self.stem(x)
+        change = F.pad(x[:, :, 1:] - x[:, :, :-1], (0, 0, 0, 0, 1, 0))
+        x = self.stem(torch.cat([x, DIFFERENCE_GAIN * change], 1))
         found = []
         for level in self.levels:
             x = level(x)
@@ -61,5 +68,6 @@ class ResNet3d(nn.Module):
         return found
 
     def forward(self, x: Tensor) -> Tensor:
-        """Features (B, channels): the last map averaged over time and space."""
-        return self.maps(x)[-1].mean((2, 3, 4))
+        """Features (B, features): mean and maximum of the last map over time and space."""
+        last = self.maps(x)[-1].flatten(2)
+        return torch.cat([last.mean(2), last.amax(2)], 1)

@@ -151,6 +151,19 @@ def test_adding_videos_moves_no_other(tmp_path):
     assert {row.id: row.split for row in Library(tmp_path / "c").rows} != after
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_a_small_library_has_a_test_video_too(tmp_path, seed):
+    source = tmp_path / "in"
+    source.mkdir()
+    for n in range(4):
+        video.write_png(source / f"p{n * n}.png", clip(1)[0])
+    prepare(source, tmp_path / "a", 8, test_fraction=0.01, layout="stills", split_seed=seed)
+    assert len(Library(tmp_path / "a").split("test")) == 1
+    report = prepare(source, tmp_path / "b", 8, test_fraction=0, layout="stills", split_seed=seed)
+    assert Library(tmp_path / "b").split("test") == []
+    assert not report.notes
+
+
 def test_groups_stay_together(tmp_path):
     for action in ("bend", "jack", "wave"):
         for person in range(6):

@@ -29,7 +29,7 @@ class ClassifierExtractor:
         self.hash = weights_hash(inference_state(made))
         self.size: tuple[int, int] = made.config.size
         self.preprocessing = f"antialiased bilinear to {self.size[0]}x{self.size[1]}, [-1, 1]"
-        self.dim: int | None = self.network.backbone.channels  # type: ignore[assignment,union-attr]
+        self.dim: int | None = self.network.backbone.features  # type: ignore[assignment,union-attr]
         self.least, self.most = 2, None
         self.classes = made.info.classes if made.config.classes else ()
 

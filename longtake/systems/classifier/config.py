@@ -11,8 +11,8 @@ class ClassifierStageConfig:
 
     steps: int = 3000
     """Updates."""
-    batch: int = 32
-    """Clips an update and process."""
+    batch: int = 8
+    """Clips an update and process, each played in five ways."""
     lr: float = 2e-3
     """Learning rate of AdamW, a tenth of it at the end of a cosine."""
     weight_decay: float = 0.02
@@ -47,7 +47,7 @@ class ClassifierConfig:
 
 SIZES = {
     "tiny": ClassifierConfig(
-        frames=8, size=(16, 16), width=4, levels=2, stage=ClassifierStageConfig(steps=20, batch=8, warmup=2)
+        frames=8, size=(16, 16), width=4, levels=2, stage=ClassifierStageConfig(steps=20, batch=4, warmup=2)
     ),
     "small": ClassifierConfig(),
     "base": ClassifierConfig(size=(112, 112), width=32, levels=5, blocks=2),

@@ -1,7 +1,8 @@
 """How the classifier is trained: the class of a clip, and what was done to its time.
 
 A class can often be told from one still, and features that see nothing else would not notice a frozen or shuffled
-video. So each clip is played in one of five ways, and the network must also tell which.
+video. So each clip is played in five ways, and the network must also tell which is which. All ways of one clip are in
+one batch: they differ in nothing but time, which is what the gradient then is about.
 """
 
 from __future__ import annotations
@@ -24,36 +25,23 @@ if TYPE_CHECKING:
 PLAYED = ("forward", "double speed", "reversed", "shuffled", "frozen")
 
 
-def play(frames: Tensor, way: Tensor, order: Tensor, count: int) -> Tensor:
-    """Play clips in the given ways.
+def play(frames: Tensor, order: Tensor) -> Tensor:
+    """Play every clip in all ways.
 
     Args:
         frames: (B, 3, 2 * count, H, W).
-        way: (B,) index into `PLAYED`.
         order: (B, count) numbers whose ranks are the order of a shuffled clip.
-        count: frames of a played clip.
 
     Returns:
-        (B, 3, count, H, W).
+        (B * 5, 3, count, H, W), the ways of a clip one after the other.
     """
-    forward = torch.arange(count, device=frames.device)
-    ways = torch.stack(
-        [
-            forward.expand_as(order),
-            (2 * forward).expand_as(order),
-            forward.flip(0).expand_as(order),
-            order.argsort(1),
-            torch.zeros_like(forward).expand_as(order),
-        ],
-        1,
-    )
-    chosen = ways[torch.arange(len(way), device=frames.device), way]
-    index = chosen[:, None, :, None, None].expand(-1, frames.shape[1], -1, *frames.shape[3:])
-    return frames.gather(2, index)
+    forward = torch.arange(order.shape[1], device=frames.device).expand_as(order)
+    ways = (forward, 2 * forward, forward.flip(1), order.argsort(1), torch.zeros_like(forward))
+    return torch.stack([clip[:, index] for clip, way in zip(frames, zip(*ways, strict=True), strict=True) for index in way])
 
 
 class ClassifierStage(Stage):
-    """Cross-entropy of the class plus cross-entropy of the way of playing, each way equally often."""
+    """Cross-entropy of the class plus cross-entropy of the way of playing."""
 
     name = "classifier"
     trains = ("classifier",)
@@ -81,14 +69,14 @@ class ClassifierStage(Stage):
 
     def _figures(self, batch: Batch, rng: Rng) -> Losses:
         ids, count, device = batch["id"].tolist(), self.system.config.frames, batch["frames"].device
-        way = rng.integers("way", ids, len(PLAYED))[0].to(device)
+        way = torch.arange(len(PLAYED), device=device).repeat(len(ids))
         order = rng.uniform("order", ids, (count,))[0].to(device)
-        output = self.network(play(batch["frames"], way, order, count))
+        output = self.network(play(batch["frames"], order))
         motion = F.cross_entropy(output.played.float(), way)
         losses = {"motion": motion, "motion_accuracy": (output.played.argmax(1) == way).float().mean()}
         total = self.config.motion_weight * motion
         if output.classes is not None:
-            label = batch["label"]
+            label = batch["label"].repeat_interleave(len(PLAYED))
             losses["class"] = F.cross_entropy(output.classes.float(), label)
             losses["class_accuracy"] = (output.classes.argmax(1) == label).float().mean()
             total = total + losses["class"]

@@ -34,8 +34,8 @@ class ClassifierNetwork(nn.Module):
     def __init__(self, config: ClassifierConfig, classes: int):
         super().__init__()
         self.backbone = ResNet3d(config.width, config.levels, config.blocks)
-        self.classes = nn.Linear(self.backbone.channels, classes) if config.classes else None
-        self.played = nn.Linear(self.backbone.channels, len(PLAYED))
+        self.classes = nn.Linear(self.backbone.features, classes) if config.classes else None
+        self.played = nn.Linear(self.backbone.features, len(PLAYED))
 
     def forward(self, clips: Tensor) -> Output:
         features = self.backbone(clips)
