@@ -78,7 +78,7 @@ def evaluate(
         UserError: too few or too short videos, unfitting sizes, a folder of another evaluation.
     """
     check_size(library, source.size)
-    _check_counts(source, library, protocol, extractors)
+    check_counts(source, library, protocol, extractors)
     folder = Path(output)
     rank, world = _processes()
     stated = _protocol(source, library, protocol, extractors, seed)
@@ -98,7 +98,7 @@ def evaluate(
     return result
 
 
-def _check_counts(source: Source, library: Library, protocol: Protocol, extractors: Sequence[Extractor]) -> None:
+def check_counts(source: Source, library: Library, protocol: Protocol, extractors: Sequence[Extractor]) -> None:
     """Refuse what cannot give a meaningful figure, before anything is made."""
     shortest = protocol.window if extractors else 2
     if source.frames < shortest:

@@ -23,6 +23,7 @@ from longtake.systems import system_class
 from longtake.systems.base import ModelInfo, Stage, Trainable
 from longtake.train import checkpoint
 from longtake.train.engine import make_fabric
+from longtake.train.evaluation import TrainingEvaluation
 from longtake.train.recipe import Recipe, read_recipe
 from longtake.train.stage import StageRun
 
@@ -73,6 +74,7 @@ class Trainer:
         stages = pending_stages(system)
         for stage in stages:  # a spec that the library cannot meet fails before anything is trained
             self.check(stage)
+        evaluation = self._evaluation(system)
         self._prepare_folder()
         begin = resume["stage"] if resume else 0
         previous = self._catch_signals()
@@ -80,7 +82,8 @@ class Trainer:
             offset = sum(stage.steps for stage in stages[:begin])
             for number in range(begin, len(stages)):
                 state = resume if resume and number == begin else None
-                StageRun(self, system, stages[number], number, offset, state).train()
+                last = number + 1 == len(stages)
+                StageRun(self, system, stages[number], number, offset, state, evaluation if last else None).train()
                 offset += stages[number].steps
                 if self.agreed_stop() and number + 1 < len(stages):
                     name = stages[number].name
@@ -90,6 +93,12 @@ class Trainer:
                 signal.signal(number, handler)
         self.tell(f"done: the model is in {self.folder}")
         return self.folder
+
+    def _evaluation(self, system: Trainable) -> TrainingEvaluation | None:
+        settings = self.settings.evaluation
+        if settings.every is None:
+            return None
+        return TrainingEvaluation(settings, system, self.library, self.folder, self.fabric.device)
 
     def _catch_signals(self) -> dict:
         """SIGTERM and the first Ctrl-C end the run at the next step, with a checkpoint; returns old handlers."""

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from longtake.config import from_dict, override, read_yaml, to_dict
 from longtake.errors import UserError
 from longtake.systems import system_class
+from longtake.train.evaluation import EvaluationSettings
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,8 @@ class LoopSettings:
     """Threads that read clips."""
     threads: int | None = None
     """CPU threads of the arithmetic; None leaves PyTorch's choice."""
+    evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
+    """The metrics of `longtake evaluate` during training."""
 
     def __post_init__(self):
         for field_ in fields(self):

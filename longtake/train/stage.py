@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from rich.progress import Progress, TaskID
@@ -16,12 +16,13 @@ from longtake.data.loader import Loader
 from longtake.errors import UserError
 from longtake.progress import progress_bar
 from longtake.systems import folder as model_folder
-from longtake.systems.base import Stage, Trainable
+from longtake.systems.base import Stage, System, Trainable
 from longtake.train import checkpoint, health
 from longtake.train.engine import FabricEngine
 from longtake.train.log import Log
 
 if TYPE_CHECKING:
+    from longtake.train.evaluation import TrainingEvaluation
     from longtake.train.loop import Trainer
 
 
@@ -35,13 +36,22 @@ class StageRun:
         number: its place among the run's stages.
         offset: updates of the stages before it.
         resume: a checkpoint's state to go on from, or None.
+        evaluation: measures generated videos now and then, or None.
     """
 
     def __init__(
-        self, run: Trainer, system: Trainable, stage: Stage, number: int, offset: int, resume: dict | None
+        self,
+        run: Trainer,
+        system: Trainable,
+        stage: Stage,
+        number: int,
+        offset: int,
+        resume: dict | None,
+        evaluation: TrainingEvaluation | None = None,
     ):
         self.run, self.system, self.stage, self.number = run, system, stage, number
-        self.settings, self.fabric = run.settings, run.fabric
+        self.settings, self.fabric, self.evaluation = run.settings, run.fabric, evaluation
+        self.best_by = evaluation.best_by if evaluation and evaluation.best_by else stage.best_by
         for name, network in system.networks.items():
             network.to(run.fabric.device).requires_grad_(name in stage.trains).train(name in stage.trains)
         self.engine = FabricEngine(run.fabric, system.networks, stage, self.settings.accumulate, run.recipe.seed)
@@ -79,6 +89,8 @@ class StageRun:
                     self._report(done, engine.mean(logs), rate, bar, task)
                 if last or done % self.settings.validate_every == 0:
                     self._validate(done)
+                if self.evaluation and (last or self.evaluation.due(done)):
+                    self._evaluate(done)
                 if last or done % self.settings.preview_every == 0:
                     self._preview(done)
                 if not last and (stopped or done % self.settings.checkpoint_every == 0):
@@ -126,14 +138,24 @@ class StageRun:
                     figures = self.stage.validate(moved)
                 for key, value in figures.items():
                     totals.setdefault(key, []).append(float(value))
-        figures = self.engine.mean({key: sum(v) / len(v) for key, v in totals.items()})
+        self._measured(done, "validation", self.engine.mean({key: sum(v) / len(v) for key, v in totals.items()}))
+
+    def _evaluate(self, done: int) -> None:
+        """Figures of videos that the model makes now."""
+        assert self.evaluation is not None
+        with self._evaluating():
+            figures = self.evaluation(cast(System, self.system), f"{self.stage.name}-{done:07d}")
+        self._measured(done, "evaluation", self.fabric.broadcast(figures))
+
+    def _measured(self, done: int, what: str, figures: dict[str, float]) -> None:
+        """Figures to the log and the terminal; the best weights are kept."""
         health.check_finite(figures, self.stage.name, done, self.saved)
         self.log.figures(done, figures)
         if self.run.first and not self.run.console.is_terminal:
             text = ", ".join(f"{k} {v:.4g}" for k, v in figures.items())
-            self.run.console.print(f"{self.stage.name} {done} validation: {text}", soft_wrap=True, highlight=False)
-        by = self.stage.best_by
-        if by and (self.best is None or figures[by] < self.best):
+            self.run.console.print(f"{self.stage.name} {done} {what}: {text}", soft_wrap=True, highlight=False)
+        by = self.best_by
+        if by in figures and (self.best is None or figures[by] < self.best):
             self.best = figures[by]
             self._write_best()
 
@@ -209,7 +231,7 @@ class StageRun:
         """The stage's best or averaged weights become the system's; the next stage starts from them."""
         self.engine.share_buffers()
         self.fabric.barrier()
-        if self.stage.best_by and self._best_file.exists():
+        if self.best_by and self._best_file.exists():
             state = load_file(self._best_file)
             for name in self.stage.trains:
                 model_folder.load_network(self.system, name, state, self._best_file)

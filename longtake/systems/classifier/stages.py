@@ -1,8 +1,8 @@
 """How the classifier is trained: the class of a clip, and what was done to its time.
 
 A class can often be told from one still, and features that see nothing else would not notice a frozen or shuffled
-video. So each clip is played in five ways, and the network must also tell which is which. All ways of one clip are in
-one batch: they differ in nothing but time, which is what the gradient then is about.
+video. So each clip is played in five ways, and the network must also tell which is which. All ways of one clip are
+in one batch: they differ in nothing but time, which is what the gradient then is about.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ def play(frames: Tensor, order: Tensor) -> Tensor:
     """
     forward = torch.arange(order.shape[1], device=frames.device).expand_as(order)
     ways = (forward, 2 * forward, forward.flip(1), order.argsort(1), torch.zeros_like(forward))
-    return torch.stack([clip[:, index] for clip, way in zip(frames, zip(*ways, strict=True), strict=True) for index in way])
+    played = [clip[:, way[i]] for i, clip in enumerate(frames) for way in ways]
+    return torch.stack(played)
 
 
 class ClassifierStage(Stage):
