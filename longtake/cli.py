@@ -198,6 +198,10 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--reference", metavar="DIR", help="real videos that those of a folder should equal: PSNR, SSIM")
     p.add_argument("--lpips", metavar="FILE", help="LPIPS weights: first frame against last")
+    p.add_argument("--clip", metavar="DIR", help="a CLIP as transformers keeps it: CLIPSIM, VTM (needs texts)")
+    p.add_argument(
+        "--samples", type=_positive, default=1, metavar="N", help="videos a condition; above 1: DIV among them"
+    )
     p.add_argument("--seed", type=int, default=0, metavar="N")
     p.add_argument(
         "--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of the system, as in generate"

@@ -197,6 +197,7 @@ def evaluate_model(args: argparse.Namespace) -> None:
     from longtake.metrics.extractors.registry import make_extractor
     from longtake.metrics.protocol import find_protocol
     from longtake.metrics.sources import FolderSource, ModelSource
+    from longtake.metrics.text import ClipScorer
     from longtake.systems.folder import bundled, is_model
     from longtake.systems.perceptual import load_perceptual
 
@@ -206,14 +207,27 @@ def evaluate_model(args: argparse.Namespace) -> None:
     if is_model(args.source) or not Path(args.source).is_dir():
         system = api.configure(api.load(args.source, device), parse_settings(args.set))
         count, frames = args.videos or protocol.fake_videos, args.frames or protocol.frames
-        source = ModelSource(system, library, count, frames, args.seed, protocol.to_bytes)
+        source = ModelSource(system, library, count, frames, args.seed, protocol.to_bytes, args.samples)
     else:
         real = Path(args.reference) if args.reference else None
-        source = FolderSource(Path(args.source), args.videos, args.frames, protocol.frames, args.seam_period, real)
+        source = FolderSource(
+            Path(args.source), args.videos, args.frames, protocol.frames, args.seam_period, real, args.samples
+        )
+    scorer = ClipScorer(args.clip, device) if args.clip else None
     distance = load_perceptual(args.lpips) if args.lpips else None
     with show_progress("frames measured") as progress:
         result = evaluate(
-            source, library, args.output, protocol, extractors, args.batch, args.keep, args.seed, distance, progress
+            source,
+            library,
+            args.output,
+            protocol,
+            extractors,
+            args.batch,
+            args.keep,
+            args.seed,
+            distance,
+            scorer,
+            progress,
         )
     if result is None:
         return

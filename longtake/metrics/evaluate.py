@@ -37,6 +37,7 @@ from longtake.metrics.real import check_size, real_features, real_motion, real_r
 from longtake.metrics.records import Record, VideoMeter, kinds_within, read_record, usable, write_record
 from longtake.metrics.result import Result
 from longtake.metrics.sources import Source
+from longtake.metrics.text import ClipScorer, spread_frames
 from longtake.nn.perceptual import PerceptualDistance
 
 Progress = Callable[[int, int], None]
@@ -55,6 +56,7 @@ def evaluate(
     keep: int = 8,
     seed: int = 0,
     distance: PerceptualDistance | None = None,
+    scorer: ClipScorer | None = None,
     progress: Progress | None = None,
 ) -> Result | None:
     """Measure the videos of a source against a library.
@@ -69,6 +71,7 @@ def evaluate(
         keep: so many of the videos are also written as files.
         seed: of random real clips.
         distance: LPIPS, for first frame against last.
+        scorer: how well frames fit the texts.
         progress: called with (frames measured, frames).
 
     Returns:
@@ -79,18 +82,23 @@ def evaluate(
     """
     check_size(library, source.size)
     check_counts(source, library, protocol, extractors)
+    _check_texts(source, scorer)
     folder = Path(output)
     rank, world = _processes()
-    stated = _protocol(source, library, protocol, extractors, seed)
+    stated = _protocol(source, library, protocol, extractors, scorer, seed)
     if rank == 0:
         _claim(folder, {"model": source.identity(), "protocol": stated})
     _barrier(world)
-    _measure(source, folder, protocol, extractors, batch, keep, rank, world, progress)
+    _measure(source, folder, protocol, extractors, scorer, batch, keep, rank, world, progress)
     _barrier(world)
     if rank:
         return None
     records = [read_record(_record(folder, i)) for i in range(source.count)]
     figures, curves = _summarise(source, library, protocol, extractors, records, seed)
+    if scorer is not None:
+        figures |= summary.text_match(scorer.name, records)
+    if source.per_condition > 1:
+        figures |= summary.diversity_of(records, source.per_condition)
     if distance is not None:
         figures |= summary.perceptual(distance, records)
     result = Result(source.identity(), stated, figures, curves)
@@ -128,7 +136,19 @@ def check_counts(source: Source, library: Library, protocol: Protocol, extractor
         raise UserError(f"two extractors are called {names[0]}; give each once", code=2)
 
 
-def _protocol(source, library, protocol: Protocol, extractors, seed: int) -> dict[str, Any]:
+def _check_texts(source: Source, scorer: ClipScorer | None) -> None:
+    if scorer is None:
+        return
+    for number in range(source.count):
+        if source.text(number, 0) is None:
+            raise UserError(
+                f"video {number} has no text to be compared with; leave --clip out, use a model that takes "
+                "prompts, or put a captions.csv (columns file, text) beside the videos",
+                code=2,
+            )
+
+
+def _protocol(source, library, protocol: Protocol, extractors, scorer, seed: int) -> dict[str, Any]:
     """All that figures depend on, in plain data."""
     return json.loads(
         json.dumps(
@@ -143,6 +163,8 @@ def _protocol(source, library, protocol: Protocol, extractors, seed: int) -> dic
                 "real_seed": seed,
                 "real_resize": "antialiased bilinear to the size of the videos",
                 "seam_period": source.seam_period,
+                "samples_a_condition": source.per_condition,
+                "text": {"name": scorer.name, "hash": scorer.hash, "frames": SHOTS} if scorer else None,
                 "extractors": [
                     {"name": e.name, "hash": e.hash, "preprocessing": e.preprocessing} for e in extractors
                 ],
@@ -170,7 +192,7 @@ def _record(folder: Path, number: int) -> Path:
     return folder / "records" / f"{number:05d}.npz"
 
 
-def _measure(source, folder, protocol, extractors, batch, keep, rank, world, progress) -> None:
+def _measure(source, folder, protocol, extractors, scorer, batch, keep, rank, world, progress) -> None:
     """Make the records that are missing; this process takes every world-th group of videos."""
     groups = [range(i, min(i + batch, source.count)) for i in range(0, source.count, batch)][rank::world]
     total = sum(len(g) for g in groups) * source.frames
@@ -179,7 +201,7 @@ def _measure(source, folder, protocol, extractors, batch, keep, rank, world, pro
         queues = [stack.enter_context(FeatureQueue(e)) for e in extractors]
         for group in groups:
             if not all(_record(folder, i).is_file() for i in group):
-                for frames in _group(source, group, folder, protocol, queues, keep):
+                for frames in _group(source, group, folder, protocol, queues, scorer, keep):
                     done += frames * len(group)
                     if progress:
                         progress(min(done, total - 1), total)
@@ -189,30 +211,34 @@ def _measure(source, folder, protocol, extractors, batch, keep, rank, world, pro
             progress(total, total)
 
 
-def _group(source, group: range, folder: Path, protocol, queues, keep: int) -> Iterator[int]:
+def _group(source, group: range, folder: Path, protocol, queues, scorer, keep: int) -> Iterator[int]:
     """Measure the videos of one group as they are made; yields how many frames have gone by."""
-    meters = [VideoMeter(protocol, queues, source.frames) for _ in group]
-    shown = set(np.linspace(0, source.frames - 1, SHOTS).astype(int).tolist())
+    meters = [VideoMeter(protocol, queues, source.frames, source.per_condition > 1) for _ in group]
+    shown = spread_frames(source.frames, SHOTS)
     kept = [i for i in group if i < keep]
-    shots: list[list[np.ndarray]] = [[] for _ in kept]
+    shots: list[list[np.ndarray]] = [[] for _ in group]
     at = 0
     with ExitStack() as stack:
         writers = [stack.enter_context(video.VideoWriter(folder / f"video-{i:03d}.mp4", source.fps)) for i in kept]
         for chunks in source.stream(group):
             for number, meter, chunk in zip(group, meters, chunks, strict=True):
                 meter.push(chunk, source.reference(number, at, len(chunk)))
-            for row, writer, chunk in zip(shots, writers, chunks, strict=False):
+            for writer, chunk in zip(writers, chunks, strict=False):
                 writer.write(chunk)
-                row += [frame for j, frame in enumerate(chunk) if at + j in shown]
+            for row, chunk in zip(shots, chunks, strict=True):
+                row += [chunk[i - at].copy() for i in shown if at <= i < at + len(chunk)]
             at += len(chunks[0])
             yield len(chunks[0])
         for queue in queues:
             queue.flush()
     if kept:
-        sheet = video.contact_sheet(np.stack([f for row in shots for f in row]), columns=SHOTS)
+        sheet = video.contact_sheet(np.stack([f for row in shots[: len(kept)] for f in row]), columns=len(shown))
         video.write_png(folder / f"sheet-{group[0]:03d}.png", sheet)
-    for number, meter in zip(group, meters, strict=True):
-        write_record(_record(folder, number), meter.record())
+    for number, meter, row in zip(group, meters, shots, strict=True):
+        record = meter.record()
+        if scorer is not None:
+            record["text"] = scorer.similarities(np.stack(row), [source.text(number, i) for i in shown])
+        write_record(_record(folder, number), record)
 
 
 def _summarise(source, library, protocol, extractors, records: list[Record], seed: int):

@@ -23,7 +23,7 @@ MOST_DECIBEL = 100.0
 Record = dict[str, np.ndarray]
 """differences (T-1,), signature (T, 192), first and last (H, W, 3) uint8; and for each extractor E of clips
 `E/clip/<kind>` (1, D), `E/windows` (W, D), `E/classes` (W, K); of frames `E/frames` (16, D). With a
-reference also psnr and ssim (T,)."""
+reference also psnr and ssim (T,), with texts text (16,), among samples of one condition opening (16, H, W, 3)."""
 
 
 def kinds_within(protocol: Protocol, frames: int) -> list[ClipKind]:
@@ -43,9 +43,10 @@ class VideoMeter:
         protocol: which clips and windows.
         queues: one an extractor.
         frames: length of the video, given frames not counted.
+        opening: keep the first window's frames.
     """
 
-    def __init__(self, protocol: Protocol, queues: list[FeatureQueue], frames: int):
+    def __init__(self, protocol: Protocol, queues: list[FeatureQueue], frames: int, opening: bool = False):
         self.protocol, self.queues, self.frames = protocol, queues, frames
         self.motion = MotionMeter()
         self.first: np.ndarray | None = None
@@ -55,6 +56,7 @@ class VideoMeter:
         self.slots: dict[str, list[Slot]] = {}
         self.kinds = kinds_within(protocol, frames)
         self.against: list[tuple[np.ndarray, np.ndarray]] = []
+        self.opening: list[np.ndarray] | None = [] if opening else None
 
     def push(self, frames: np.ndarray, reference: np.ndarray | None = None) -> None:
         """Take in the next frames (t, H, W, 3) uint8, and the real ones they should equal, where there are any."""
@@ -72,6 +74,8 @@ class VideoMeter:
 
     def _frame(self, number: int, frame: np.ndarray) -> None:
         window = self.protocol.window
+        if self.opening is not None and number < window:
+            self.opening.append(frame)
         self._collect("windows", frame, window, all_of_them=True)
         if number < window:
             self._collect("frames", frame, window, single=True)
@@ -101,6 +105,8 @@ class VideoMeter:
         assert self.first is not None
         assert self.last is not None
         found |= {"first": self.first, "last": self.last}
+        if self.opening is not None:
+            found["opening"] = np.stack(self.opening)
         if self.against:
             found |= {"psnr": np.concatenate([p for p, _ in self.against])}
             found |= {"ssim": np.concatenate([s for _, s in self.against])}

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from longtake.data import video
-from longtake.data.library import Library
+from longtake.data.library import Library, Row
+from longtake.data.prepare import read_captions
 from longtake.errors import UserError
 from longtake.story import Entry, Story
 from longtake.systems.base import System
@@ -31,6 +32,8 @@ class Source(Protocol):
     size: tuple[int, int]
     seam_period: int | None
     """Frames between the places where pieces were joined, None where that is unknown."""
+    per_condition: int
+    """So many successive videos are samples of one condition."""
 
     def identity(self) -> dict[str, Any]:
         """What is measured, for the result."""
@@ -48,6 +51,10 @@ class Source(Protocol):
         """The real frames that frames start .. of a video should equal, None where there are none."""
         ...
 
+    def text(self, number: int, frame: int) -> str | None:
+        """What a video should show at a frame, in words."""
+        ...
+
 
 class ModelSource:
     """Videos of a model, conditioned as test videos are, evenly spread over the split.
@@ -57,21 +64,34 @@ class ModelSource:
         library: whose test videos give labels and source videos.
         count, frames, seed: how many, how long, seeds seed .. seed + count - 1.
         to_bytes: "round" or "truncate".
+        per_condition: samples of each test video's conditions.
     """
 
-    def __init__(self, system: System, library: Library, count: int, frames: int, seed: int, to_bytes: str):
+    def __init__(
+        self,
+        system: System,
+        library: Library,
+        count: int,
+        frames: int,
+        seed: int,
+        to_bytes: str,
+        per_condition: int = 1,
+    ):
         rows = library.split("test")
         if not rows:
             raise UserError(
                 f"{library.path} has no test videos to take conditions from; prepare it with --test 0.2"
             )
+        _check_division(count, per_condition)
         self.system, self.count, self.to_bytes, self.seed = system, count, to_bytes, seed
+        self.per_condition, conditions = per_condition, count // per_condition
         self.frames = min(frames, system.max_frames or frames)
         self.fps, self.size = system.info.fps, system.info.size
         self.seam_period = system.seam_period
         self.stories = [
-            system.check(_story(system, library, rows[i * len(rows) // count], self.frames, seed + i))
-            for i in range(count)
+            system.check(_story(system, library, rows[i * len(rows) // conditions], self.frames, seed, j))
+            for i in range(conditions)
+            for j in range(i * per_condition, (i + 1) * per_condition)
         ]
 
     def identity(self) -> dict[str, Any]:
@@ -83,6 +103,7 @@ class ModelSource:
             "settings": dict(self.system.settings.__dict__),
             "conditions_from": "test split, evenly spread",
             "labels": [s.timeline[0].label if s.timeline else None for s in self.stories],
+            "prompts": [[e.prompt for e in s.timeline if e.prompt is not None] for s in self.stories],
             "sees_test_video": "source_video" in self.system.requires,
         }
 
@@ -94,16 +115,34 @@ class ModelSource:
         """A sampled video has no one real video that it should equal."""
         return None
 
+    def text(self, number: int, frame: int) -> str | None:
+        found = self.stories[number].at("prompt", frame)
+        return found[0] if found else None
 
-def _story(system: System, library: Library, row: int, frames: int, seed: int) -> Story:
+
+def _check_division(count: int, per_condition: int) -> None:
+    if count % per_condition:
+        raise UserError(
+            f"{count} videos do not divide into {per_condition} a condition; choose --videos a multiple of it", 2
+        )
+
+
+def _story(system: System, library: Library, row: int, frames: int, seed: int, number: int) -> Story:
     """A story with the conditions of one test video."""
     item = library.rows[row]
-    story = Story(frames=frames, seed=seed)
+    story = Story(frames=frames, seed=seed + number)
+    timeline = _prompts(item, frames / library.fps) if "prompt" in system.accepts else []
     if "label" in system.accepts and item.label in system.info.classes:
-        story = replace(story, timeline=(Entry(label=item.label),))
+        timeline = [Entry(label=item.label), *timeline]
+    story = replace(story, timeline=tuple(timeline))
     if "source_video" in system.requires:
         story = replace(story, source_video=str(library.path / item.file))
     return story
+
+
+def _prompts(item: Row, seconds: float) -> list[Entry]:
+    """What a real video shows, as far as the made one is long."""
+    return [Entry(start=a, prompt=text) for a, _, text in sorted(item.captions) if a < seconds]
 
 
 def as_bytes(one: Tensor, how: str) -> np.ndarray:
@@ -123,6 +162,10 @@ class FolderSource:
         most: the protocol's length.
         seam_period: frames between joins, where known.
         real: a folder of as many real videos that these should equal, in the order of their names.
+        per_condition: so many successive files are samples of one condition.
+
+    A file `captions.csv` in the folder (columns file, text and, if timed, t0 and t1 in seconds) tells what the
+    videos should show.
 
     Raises:
         UserError: no videos, one that is too short or of another size (it is named).
@@ -136,10 +179,12 @@ class FolderSource:
         most: int,
         seam_period: int | None = None,
         real: Path | None = None,
+        per_condition: int = 1,
     ):
-        self.folder = folder
+        self.folder, self.per_condition = folder, per_condition
         self.files = _videos(folder)[:count]
         self.count = len(self.files)
+        _check_division(self.count, per_condition)
         infos = [video.probe(file) for file in self.files]
         sizes = {(i.height, i.width) for i in infos}
         if len(sizes) > 1:
@@ -155,6 +200,8 @@ class FolderSource:
             raise UserError(f"{folder / name} has {have} frames, {self.frames} are asked for; pass --frames {have}")
         self.size, self.fps, self.seam_period = self._size(infos), infos[0].fps, seam_period
         self.real = self._real(real) if real else None
+        captions = folder / "captions.csv"
+        self.captions = read_captions(captions) if captions.is_file() else {}
 
     def _real(self, folder: Path) -> list[Path]:
         files = _videos(folder)
@@ -185,6 +232,11 @@ class FolderSource:
         if self.real is None:
             return None
         return video.read_frames(self.real[number], range(start, start + count))
+
+    def text(self, number: int, frame: int) -> str | None:
+        spans, time = self.captions.get(self.files[number].name, []), frame / self.fps
+        told = [text for a, b, text in spans if (a or 0.0) <= time and (b is None or time < b)]
+        return told[-1] if told else None
 
     def stream(self, numbers: range) -> Iterator[list[np.ndarray]]:
         readers = [video.iterate(self.files[i]) for i in numbers]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from longtake.metrics.diversity import nearest_distances
+from longtake.metrics.diversity import change_as_flow, diversity, moving_parts, nearest_distances
 from longtake.metrics.estimate import extrapolate, frechet_interval, mean_interval
 from longtake.metrics.extractors.base import Extractor
 from longtake.metrics.frechet import Moments, frechet_distance
@@ -204,6 +204,33 @@ def perceptual(distance: PerceptualDistance, records: list[Record]) -> Figures:
         ]
         values = np.array([float(distance(p[:1], p[1:])) for p in pairs])
     return {"LPIPS-first-last": Figure(float(values.mean()), mean_interval(values), "", len(values))}
+
+
+def text_match(name: str, records: list[Record]) -> Figures:
+    """CLIPSIM and Loong's VTM over evenly spread frames, each with the text that holds at its time."""
+    values = np.array([np.nanmean(r["text"]) for r in records])
+    interval = mean_interval(values)
+    scaled = (100 * interval[0], 100 * interval[1]) if interval else None
+    note = f"cosine, mean over {len(records[0]['text'])} frames a video"
+    return {
+        f"CLIPSIM[{name}]": Figure(float(values.mean()), interval, "", len(values), note),
+        f"VTM[{name}]": Figure(100 * float(values.mean()), scaled, "", len(values), "100 times CLIPSIM"),
+    }
+
+
+def diversity_of(records: list[Record], per_condition: int) -> Figures:
+    """DIV of the first windows among the samples of each condition, everywhere and where something moves."""
+    whole, moving = [], []
+    for start in range(0, len(records), per_condition):
+        samples = np.stack([r["opening"] for r in records[start : start + per_condition]]) / 255
+        whole.append(diversity(samples))
+        moving.append(diversity(samples, np.stack([moving_parts(change_as_flow(s)) for s in samples])))
+    unit = f"mean squared difference on [0, 1], {per_condition} samples a condition"
+    note = "moving: change of at least a fifth of the video's largest, in place of optical flow"
+    return {
+        "DIV": Figure(float(np.mean(whole)), mean_interval(np.array(whole)), unit, len(records)),
+        "DIV-moving": Figure(float(np.mean(moving)), mean_interval(np.array(moving)), unit, len(records), note),
+    }
 
 
 def reference_curves(records: list[Record]) -> Curves:

@@ -74,6 +74,13 @@ class ClipScorer:
         pooled = self.model.text_model(**kept).pooler_output
         return F.normalize(self.model.text_projection(pooled).float(), dim=-1)
 
+    def similarities(self, frames: np.ndarray, texts: list[str | None]) -> np.ndarray:
+        """Cosine of each frame (T, H, W, 3) and its own text: (T,); not a number where there is none."""
+        told = sorted({text for text in texts if text is not None})
+        embedded = dict(zip(told, self.texts(told), strict=True))
+        pairs = zip(self.images(frames), texts, strict=True)
+        return np.array([np.nan if text is None else float(image @ embedded[text]) for image, text in pairs])
+
     def similarity(self, frames: np.ndarray, text: str) -> np.ndarray:
         """Cosine of each frame (T, H, W, 3) and the text: (T,). Its mean is CLIPSIM; times 100, VTM."""
         return (self.images(frames) @ self.texts([text])[0]).cpu().numpy()

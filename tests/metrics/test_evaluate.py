@@ -195,6 +195,54 @@ def test_a_reference_gives_psnr_and_ssim_at_every_frame(library, tmp_path):
         FolderSource(made, None, 40, 40, None, short)
 
 
+class Redness:
+    """Scores a frame against a colour's name."""
+
+    name, hash = "clip-fake", "0"
+
+    def similarities(self, frames: np.ndarray, texts: list[str | None]) -> np.ndarray:
+        channel = ["red", "green", "blue"].index
+        return np.array(
+            [f[..., channel(t)].mean() / 255 if t else np.nan for f, t in zip(frames, texts, strict=True)]
+        )
+
+
+def test_texts_are_compared_with_the_frames_they_hold_for(library, tmp_path):
+    clip = np.zeros((40, 16, 16, 3), np.uint8)
+    clip[:20, ..., 0], clip[20:, ..., 2] = 255, 255
+    folder = folder_of(tmp_path / "videos", [clip, clip])
+    (folder / "captions.csv").write_text(
+        f"file,text,t0,t1\n0.mp4,red,0,{20 / 15}\n0.mp4,blue,{20 / 15},\n1.mp4,red,,\n"
+    )
+    made = FolderSource(folder, None, None, 40)
+    result = evaluate(made, library, tmp_path / "a", PROTOCOL, [], scorer=Redness())
+    assert result.figures["CLIPSIM[clip-fake]"].value == pytest.approx(0.75, abs=0.03)
+    assert result.figures["VTM[clip-fake]"].value == pytest.approx(75, abs=3)
+    assert result.protocol["text"] == {"name": "clip-fake", "hash": "0", "frames": 16}
+    bare = FolderSource(folder_of(tmp_path / "bare", [clip]), None, None, 40)
+    with pytest.raises(UserError, match="video 0 has no text to be compared with"):
+        evaluate(bare, library, tmp_path / "b", PROTOCOL, [], scorer=Redness())
+
+
+def test_diversity_among_the_samples_of_a_condition(library, system, tmp_path):
+    same, other = moving_square(0), moving_square(1)
+    alike = folder_of(tmp_path / "alike", [same, same, other, other])
+    mixed = folder_of(tmp_path / "mixed", [same, other, same, other])
+    found = []
+    for folder in (alike, mixed):
+        made = FolderSource(folder, None, 32, 32, per_condition=2)
+        found.append(evaluate(made, library, tmp_path / f"{folder.name}-e", PROTOCOL, []).figures)
+    assert found[0]["DIV"].value < 0.1 * found[1]["DIV"].value
+    assert found[1]["DIV-moving"].value > found[1]["DIV"].value
+    samples = ModelSource(system, library, 6, 32, 5, "round", per_condition=3)
+    labels = [s.timeline[0].label for s in samples.stories]
+    assert labels[:3] == labels[:1] * 3
+    assert labels[3:] == labels[3:4] * 3
+    assert [s.seed for s in samples.stories] == [5, 6, 7, 8, 9, 10]
+    with pytest.raises(UserError, match="4 videos do not divide into 3 a condition"):
+        FolderSource(mixed, None, 32, 32, per_condition=3)
+
+
 def test_copies_of_training_videos_are_noticed(library, tmp_path):
     protocol = replace(PROTOCOL, real_split="test")
     train = [library.frames(i, range(40)) for i in library.split("train")[:4]]

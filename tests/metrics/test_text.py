@@ -47,6 +47,14 @@ def test_similarity_is_a_cosine_a_frame(folder):
     assert scorer.name == "clip-tiny"
 
 
+def test_every_frame_meets_its_own_text(folder):
+    scorer = ClipScorer(folder)
+    found = scorer.similarities(frames(3), ["boats", None, "a red car"])
+    assert np.isnan(found[1])
+    assert found[0] == pytest.approx(scorer.similarity(frames(3), "boats")[0], abs=1e-6)
+    assert found[2] == pytest.approx(scorer.similarity(frames(3), "a red car")[2], abs=1e-6)
+
+
 def test_it_equals_transformers_own_forward(folder):
     scorer = ClipScorer(folder)
     square = frames(2, 32, 32)
