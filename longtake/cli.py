@@ -199,6 +199,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--reference", metavar="DIR", help="real videos that those of a folder should equal: PSNR, SSIM")
     p.add_argument("--lpips", metavar="FILE", help="LPIPS weights: first frame against last")
     p.add_argument("--clip", metavar="DIR", help="a CLIP as transformers keeps it: CLIPSIM, VTM (needs texts)")
+    p.add_argument("--cuts", metavar="FILE", help="TransNetV2 as TorchScript: shot cuts")
     p.add_argument(
         "--samples", type=_positive, default=1, metavar="N", help="videos a condition; above 1: DIV among them"
     )

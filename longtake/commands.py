@@ -193,7 +193,8 @@ def _pair(text: str) -> tuple[str, str]:
 def evaluate_model(args: argparse.Namespace) -> None:
     """`longtake evaluate`."""
     from longtake.data.library import Library
-    from longtake.metrics.evaluate import evaluate
+    from longtake.metrics.cuts import CutDetector
+    from longtake.metrics.evaluate import OwnWeights, evaluate
     from longtake.metrics.extractors.registry import make_extractor
     from longtake.metrics.protocol import find_protocol
     from longtake.metrics.sources import FolderSource, ModelSource
@@ -213,8 +214,11 @@ def evaluate_model(args: argparse.Namespace) -> None:
         source = FolderSource(
             Path(args.source), args.videos, args.frames, protocol.frames, args.seam_period, real, args.samples
         )
-    scorer = ClipScorer(args.clip, device) if args.clip else None
-    distance = load_perceptual(args.lpips) if args.lpips else None
+    own = OwnWeights(
+        load_perceptual(args.lpips) if args.lpips else None,
+        ClipScorer(args.clip, device) if args.clip else None,
+        CutDetector(args.cuts, device) if args.cuts else None,
+    )
     with show_progress("frames measured") as progress:
         result = evaluate(
             source,
@@ -225,8 +229,7 @@ def evaluate_model(args: argparse.Namespace) -> None:
             args.batch,
             args.keep,
             args.seed,
-            distance,
-            scorer,
+            own,
             progress,
         )
     if result is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -50,3 +51,11 @@ def write_library(path: Path, videos: int = 6, frames: int = FRAMES, size: int =
 @pytest.fixture(scope="session")
 def library(tmp_path_factory) -> Path:
     return write_library(tmp_path_factory.mktemp("library") / "squares")
+
+
+def scripted(module: torch.nn.Module, path: Path) -> Path:
+    """Write a module as a TorchScript file."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        torch.jit.script(module).save(str(path))
+    return path

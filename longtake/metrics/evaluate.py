@@ -16,7 +16,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from longtake.data.library import Library
 from longtake.errors import UserError
 from longtake.files import write_text
 from longtake.metrics import summary
+from longtake.metrics.cuts import CutDetector
 from longtake.metrics.extractors.base import Extractor
 from longtake.metrics.protocol import FIRST_16, Protocol
 from longtake.metrics.queue import FeatureQueue
@@ -46,6 +47,18 @@ NEIGHBOURS: dict[str, Any] = {"real_split": "train", "real_videos": 512, "clips"
 """Among which training clips the nearest is looked for."""
 
 
+@dataclass(frozen=True)
+class OwnWeights:
+    """Measurements that need weights which the user brings; what is None is left out."""
+
+    lpips: PerceptualDistance | None = None
+    """First frame against last."""
+    clip: ClipScorer | None = None
+    """How well frames fit their texts."""
+    cuts: CutDetector | None = None
+    """Where a long video cuts."""
+
+
 def evaluate(
     source: Source,
     library: Library,
@@ -55,8 +68,7 @@ def evaluate(
     batch: int = 8,
     keep: int = 8,
     seed: int = 0,
-    distance: PerceptualDistance | None = None,
-    scorer: ClipScorer | None = None,
+    own: OwnWeights | None = None,
     progress: Progress | None = None,
 ) -> Result | None:
     """Measure the videos of a source against a library.
@@ -70,8 +82,7 @@ def evaluate(
         batch: videos generated together.
         keep: so many of the videos are also written as files.
         seed: of random real clips.
-        distance: LPIPS, for first frame against last.
-        scorer: how well frames fit the texts.
+        own: measurements by weights that the user brings.
         progress: called with (frames measured, frames).
 
     Returns:
@@ -82,25 +93,30 @@ def evaluate(
     """
     check_size(library, source.size)
     check_counts(source, library, protocol, extractors)
-    _check_texts(source, scorer)
+    own = own or OwnWeights()
+    _check_texts(source, own.clip)
     folder = Path(output)
     rank, world = _processes()
-    stated = _protocol(source, library, protocol, extractors, scorer, seed)
+    stated = _protocol(source, library, protocol, extractors, own, seed)
     if rank == 0:
         _claim(folder, {"model": source.identity(), "protocol": stated})
     _barrier(world)
-    _measure(source, folder, protocol, extractors, scorer, batch, keep, rank, world, progress)
+    _measure(source, folder, protocol, extractors, own, batch, keep, rank, world, progress)
     _barrier(world)
     if rank:
         return None
     records = [read_record(_record(folder, i)) for i in range(source.count)]
     figures, curves = _summarise(source, library, protocol, extractors, records, seed)
-    if scorer is not None:
-        figures |= summary.text_match(scorer.name, records)
     if source.per_condition > 1:
         figures |= summary.diversity_of(records, source.per_condition)
-    if distance is not None:
-        figures |= summary.perceptual(distance, records)
+    if own.clip is not None:
+        figures |= summary.text_match(own.clip.name, records)
+    if own.lpips is not None:
+        figures |= summary.perceptual(own.lpips, records)
+    if own.cuts is not None:
+        more, lines = summary.shot_cuts(own.cuts.name, records, source.seam_period)
+        figures |= more
+        curves |= lines
     result = Result(source.identity(), stated, figures, curves)
     result.write(folder / "result.json")
     return result
@@ -148,7 +164,7 @@ def _check_texts(source: Source, scorer: ClipScorer | None) -> None:
             )
 
 
-def _protocol(source, library, protocol: Protocol, extractors, scorer, seed: int) -> dict[str, Any]:
+def _protocol(source, library, protocol: Protocol, extractors, own, seed: int) -> dict[str, Any]:
     """All that figures depend on, in plain data."""
     return json.loads(
         json.dumps(
@@ -164,7 +180,8 @@ def _protocol(source, library, protocol: Protocol, extractors, scorer, seed: int
                 "real_resize": "antialiased bilinear to the size of the videos",
                 "seam_period": source.seam_period,
                 "samples_a_condition": source.per_condition,
-                "text": {"name": scorer.name, "hash": scorer.hash, "frames": SHOTS} if scorer else None,
+                "text": {"name": own.clip.name, "hash": own.clip.hash, "frames": SHOTS} if own.clip else None,
+                "cuts": {"name": own.cuts.name, "hash": own.cuts.hash} if own.cuts else None,
                 "extractors": [
                     {"name": e.name, "hash": e.hash, "preprocessing": e.preprocessing} for e in extractors
                 ],
@@ -192,7 +209,7 @@ def _record(folder: Path, number: int) -> Path:
     return folder / "records" / f"{number:05d}.npz"
 
 
-def _measure(source, folder, protocol, extractors, scorer, batch, keep, rank, world, progress) -> None:
+def _measure(source, folder, protocol, extractors, own, batch, keep, rank, world, progress) -> None:
     """Make the records that are missing; this process takes every world-th group of videos."""
     groups = [range(i, min(i + batch, source.count)) for i in range(0, source.count, batch)][rank::world]
     total = sum(len(g) for g in groups) * source.frames
@@ -201,7 +218,7 @@ def _measure(source, folder, protocol, extractors, scorer, batch, keep, rank, wo
         queues = [stack.enter_context(FeatureQueue(e)) for e in extractors]
         for group in groups:
             if not all(_record(folder, i).is_file() for i in group):
-                for frames in _group(source, group, folder, protocol, queues, scorer, keep):
+                for frames in _group(source, group, folder, protocol, queues, own, keep):
                     done += frames * len(group)
                     if progress:
                         progress(min(done, total - 1), total)
@@ -211,9 +228,10 @@ def _measure(source, folder, protocol, extractors, scorer, batch, keep, rank, wo
             progress(total, total)
 
 
-def _group(source, group: range, folder: Path, protocol, queues, scorer, keep: int) -> Iterator[int]:
+def _group(source, group: range, folder: Path, protocol, queues, own, keep: int) -> Iterator[int]:
     """Measure the videos of one group as they are made; yields how many frames have gone by."""
-    meters = [VideoMeter(protocol, queues, source.frames, source.per_condition > 1) for _ in group]
+    several = source.per_condition > 1
+    meters = [VideoMeter(protocol, queues, source.frames, several, own.cuts) for _ in group]
     shown = spread_frames(source.frames, SHOTS)
     kept = [i for i in group if i < keep]
     shots: list[list[np.ndarray]] = [[] for _ in group]
@@ -236,8 +254,8 @@ def _group(source, group: range, folder: Path, protocol, queues, scorer, keep: i
         video.write_png(folder / f"sheet-{group[0]:03d}.png", sheet)
     for number, meter, row in zip(group, meters, shots, strict=True):
         record = meter.record()
-        if scorer is not None:
-            record["text"] = scorer.similarities(np.stack(row), [source.text(number, i) for i in shown])
+        if own.clip is not None:
+            record["text"] = own.clip.similarities(np.stack(row), [source.text(number, i) for i in shown])
         write_record(_record(folder, number), record)
 
 

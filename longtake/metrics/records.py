@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from longtake.metrics.cuts import CutDetector, CutMeter
 from longtake.metrics.extractors.base import Extractor
 from longtake.metrics.images import psnr, ssim
 from longtake.metrics.motion import MotionMeter
@@ -23,7 +24,8 @@ MOST_DECIBEL = 100.0
 Record = dict[str, np.ndarray]
 """differences (T-1,), signature (T, 192), first and last (H, W, 3) uint8; and for each extractor E of clips
 `E/clip/<kind>` (1, D), `E/windows` (W, D), `E/classes` (W, K); of frames `E/frames` (16, D). With a
-reference also psnr and ssim (T,), with texts text (16,), among samples of one condition opening (16, H, W, 3)."""
+reference also psnr and ssim (T,); with texts text (16,); among samples of one condition opening (16, H, W, 3);
+with a cut detector cuts (T,)."""
 
 
 def kinds_within(protocol: Protocol, frames: int) -> list[ClipKind]:
@@ -44,9 +46,17 @@ class VideoMeter:
         queues: one an extractor.
         frames: length of the video, given frames not counted.
         opening: keep the first window's frames.
+        cuts: looks for shot cuts.
     """
 
-    def __init__(self, protocol: Protocol, queues: list[FeatureQueue], frames: int, opening: bool = False):
+    def __init__(
+        self,
+        protocol: Protocol,
+        queues: list[FeatureQueue],
+        frames: int,
+        opening: bool = False,
+        cuts: CutDetector | None = None,
+    ):
         self.protocol, self.queues, self.frames = protocol, queues, frames
         self.motion = MotionMeter()
         self.first: np.ndarray | None = None
@@ -57,6 +67,7 @@ class VideoMeter:
         self.kinds = kinds_within(protocol, frames)
         self.against: list[tuple[np.ndarray, np.ndarray]] = []
         self.opening: list[np.ndarray] | None = [] if opening else None
+        self.cuts = CutMeter(cuts) if cuts else None
 
     def push(self, frames: np.ndarray, reference: np.ndarray | None = None) -> None:
         """Take in the next frames (t, H, W, 3) uint8, and the real ones they should equal, where there are any."""
@@ -66,6 +77,8 @@ class VideoMeter:
             self.against.append((psnr(frames, reference).clip(max=MOST_DECIBEL), ssim(frames, reference)))
         signed = torch.from_numpy(frames).permute(3, 0, 1, 2)[None].float().div_(127.5).sub_(1)
         self.motion.push(signed)
+        if self.cuts is not None:
+            self.cuts.push(frames)
         self.first = frames[0].copy() if self.first is None else self.first
         self.last = frames[-1].copy()
         for offset, frame in enumerate(frames):
@@ -105,6 +118,8 @@ class VideoMeter:
         assert self.first is not None
         assert self.last is not None
         found |= {"first": self.first, "last": self.last}
+        if self.cuts is not None:
+            found["cuts"] = self.cuts.probabilities()
         if self.opening is not None:
             found["opening"] = np.stack(self.opening)
         if self.against:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from longtake.metrics.cuts import LEVEL, WINDOW
 from longtake.metrics.diversity import change_as_flow, diversity, moving_parts, nearest_distances
 from longtake.metrics.estimate import extrapolate, frechet_interval, mean_interval
 from longtake.metrics.extractors.base import Extractor
@@ -216,6 +217,26 @@ def text_match(name: str, records: list[Record]) -> Figures:
         f"CLIPSIM[{name}]": Figure(float(values.mean()), interval, "", len(values), note),
         f"VTM[{name}]": Figure(100 * float(values.mean()), scaled, "", len(values), "100 times CLIPSIM"),
     }
+
+
+def shot_cuts(name: str, records: list[Record], seam_period: int | None) -> tuple[Figures, Curves]:
+    """Cuts that a detector sees, a thousand frames, and its mean probability at joins against elsewhere."""
+    table = np.stack([r["cuts"] for r in records])
+    rate = 1000 * (table > LEVEL).mean(1)
+    figures = {
+        f"cuts[{name}]": Figure(float(rate.mean()), mean_interval(rate), "a thousand frames", len(table)),
+    }
+    if seam_period and table.shape[1] > seam_period:
+        # the cut is told at the last frame before it
+        joins = np.isin(np.arange(table.shape[1]), np.arange(seam_period - 1, table.shape[1] - 1, seam_period))
+        at, elsewhere = table[:, joins].mean(1), table[:, ~joins].mean(1)
+        note = f"elsewhere {elsewhere.mean():.3g}"
+        figures[f"cut-at-joins[{name}]"] = Figure(
+            float(at.mean()), mean_interval(at), "probability", len(table), note
+        )
+    x = [float(i) for i in range(0, table.shape[1], WINDOW)]
+    y = [float(table[:, i : i + WINDOW].max(1).mean()) for i in range(0, table.shape[1], WINDOW)]
+    return figures, {f"cut[{name}]": Curve(x, y, "largest probability in 100 frames", len(table))}
 
 
 def diversity_of(records: list[Record], per_condition: int) -> Figures:

@@ -16,7 +16,7 @@ from longtake.data import video
 from longtake.data.library import Library
 from longtake.errors import UserError
 from longtake.metrics import evaluate as evaluation
-from longtake.metrics.evaluate import evaluate
+from longtake.metrics.evaluate import OwnWeights, evaluate
 from longtake.metrics.extractors.base import Features
 from longtake.metrics.protocol import PROTOCOLS, ClipKind
 from longtake.metrics.result import Result
@@ -215,13 +215,13 @@ def test_texts_are_compared_with_the_frames_they_hold_for(library, tmp_path):
         f"file,text,t0,t1\n0.mp4,red,0,{20 / 15}\n0.mp4,blue,{20 / 15},\n1.mp4,red,,\n"
     )
     made = FolderSource(folder, None, None, 40)
-    result = evaluate(made, library, tmp_path / "a", PROTOCOL, [], scorer=Redness())
+    result = evaluate(made, library, tmp_path / "a", PROTOCOL, [], own=OwnWeights(clip=Redness()))
     assert result.figures["CLIPSIM[clip-fake]"].value == pytest.approx(0.75, abs=0.03)
     assert result.figures["VTM[clip-fake]"].value == pytest.approx(75, abs=3)
     assert result.protocol["text"] == {"name": "clip-fake", "hash": "0", "frames": 16}
     bare = FolderSource(folder_of(tmp_path / "bare", [clip]), None, None, 40)
     with pytest.raises(UserError, match="video 0 has no text to be compared with"):
-        evaluate(bare, library, tmp_path / "b", PROTOCOL, [], scorer=Redness())
+        evaluate(bare, library, tmp_path / "b", PROTOCOL, [], own=OwnWeights(clip=Redness()))
 
 
 def test_diversity_among_the_samples_of_a_condition(library, system, tmp_path):
@@ -258,7 +258,7 @@ def test_copies_of_training_videos_are_noticed(library, tmp_path):
 
 def test_first_against_last_frame(system, library, tmp_path):
     distance = PerceptualDistance(Pixelwise())
-    result = evaluate(source(system, library), library, tmp_path, PROTOCOL, [], distance=distance)
+    result = evaluate(source(system, library), library, tmp_path, PROTOCOL, [], own=OwnWeights(distance))
     assert result.figures["LPIPS-first-last"].value > 0
 
 

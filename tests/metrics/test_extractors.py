@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import warnings
-
 import numpy as np
 import pytest
 import torch
+from conftest import scripted
 from torch import Tensor, nn
 
 from longtake.errors import UserError
@@ -14,6 +13,7 @@ from longtake.metrics.extractors.base import as_video, resize_frames
 from longtake.metrics.extractors.i3d import I3D
 from longtake.metrics.extractors.inception import Inception
 from longtake.metrics.extractors.registry import make_extractor
+from longtake.metrics.extractors.resnext3d import ResNeXt3d
 from longtake.systems.base import ModelInfo
 from longtake.systems.classifier.config import SIZES
 from longtake.systems.classifier.system import Classifier
@@ -71,6 +71,27 @@ def test_inception_reads_the_layout_of_pytorch_fid(tmp_path):
         make_extractor(f"inception={tmp_path / 'wrong.pth'}")
 
 
+@pytest.mark.parametrize("stem", [64, 128])
+def test_resnext_reads_the_layout_of_its_authors(tmp_path, stem, monkeypatch):
+    with torch.device("meta"):
+        published = ResNeXt3d(stem=128)
+    assert sum(p.numel() for p in published.parameters()) == 48_431_376  # generate_model(101) of the authors
+    monkeypatch.setattr(ResNeXt3d.__init__, "__defaults__", (400, (1, 1, 1, 1), 128, 32, 64))
+    network = randomised(ResNeXt3d(10, stem=stem))
+    state = {f"module.{k}": v for k, v in network.state_dict().items()}
+    torch.save({"arch": "resnext-101", "state_dict": state}, tmp_path / "resnext.pth")
+    extractor = make_extractor(f"resnext={tmp_path / 'resnext.pth'}")
+    found = extractor(clips(2, 20, 40))
+    assert found.features.shape == (2, 2048)
+    assert found.probabilities.shape == (2, 10)
+    middle = extractor(clips(2, 20, 40)[:, 2:18])
+    np.testing.assert_array_equal(middle.features, found.features)
+    del state["module.layer3.0.conv2.weight"]
+    torch.save({"state_dict": state}, tmp_path / "wrong.pth")
+    with pytest.raises(UserError, match=r"ResNeXt-101 of Kinetics: layer3\.0\.conv2\.weight is missing"):
+        make_extractor(f"resnext={tmp_path / 'wrong.pth'}")
+
+
 class Detector(nn.Module):
     """Called as the detector of StyleGAN-V."""
 
@@ -91,13 +112,6 @@ class Pair(nn.Module):
 class Wrong(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x
-
-
-def scripted(module: nn.Module, path):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        torch.jit.script(module).save(str(path))
-    return path
 
 
 def test_torchscript_is_called_as_its_family_wants(tmp_path):

@@ -10,7 +10,7 @@ from longtake.errors import UserError
 from longtake.metrics.extractors.base import Extractor
 from longtake.metrics.extractors.torchscript import CALLS
 
-FAMILIES = ("i3d", "i3d-eps5", "inception", "videomae", *CALLS)
+FAMILIES = ("i3d", "i3d-eps5", "inception", "resnext", "videomae", *CALLS)
 """i3d: a state dict, batch norms with eps 1e-3; i3d-eps5: the same with 1e-5, as the code of TATS runs it."""
 
 
@@ -39,6 +39,10 @@ def make_extractor(text: str, device: torch.device | str = "cpu") -> Extractor:
         from longtake.metrics.extractors.videomae import VideoMAEExtractor
 
         return VideoMAEExtractor(path, device)
+    if family == "resnext":
+        from longtake.metrics.extractors.resnext3d import ResNeXtExtractor
+
+        return ResNeXtExtractor(path, device)
     if family == "inception":
         from longtake.metrics.extractors.inception import InceptionExtractor
 
