@@ -35,7 +35,7 @@ from longtake.metrics.extractors.base import Extractor
 from longtake.metrics.protocol import FIRST_16, Protocol
 from longtake.metrics.queue import FeatureQueue
 from longtake.metrics.real import check_size, real_features, real_motion, real_rows
-from longtake.metrics.records import Record, VideoMeter, kinds_within, read_record, usable, write_record
+from longtake.metrics.records import Record, StoredRecord, VideoMeter, kinds_within, usable, write_record
 from longtake.metrics.result import Result
 from longtake.metrics.sources import Source
 from longtake.metrics.text import ClipScorer, spread_frames
@@ -105,7 +105,7 @@ def evaluate(
     _barrier(world)
     if rank:
         return None
-    records = [read_record(_record(folder, i)) for i in range(source.count)]
+    records = [StoredRecord(_record(folder, i)) for i in range(source.count)]
     figures, curves = _summarise(source, library, protocol, extractors, records, seed)
     if source.per_condition > 1:
         figures |= summary.diversity_of(records, source.per_condition)
@@ -259,7 +259,7 @@ def _group(source, group: range, folder: Path, protocol, queues, own, keep: int)
         write_record(_record(folder, number), record)
 
 
-def _summarise(source, library, protocol, extractors, records: list[Record], seed: int):
+def _summarise(source, library, protocol, extractors, records: Sequence[Record], seed: int):
     """Every figure and curve."""
     rows = library.split("test") or library.split("train")
     meters = real_motion(library, rows, source.size, source.frames)

@@ -17,8 +17,7 @@ from longtake.metrics.extractors.base import Extractor
 from longtake.metrics.motion import MotionMeter
 from longtake.metrics.protocol import ClipKind, Protocol
 from longtake.metrics.queue import FeatureQueue, Slot, gather
-from longtake.metrics.records import Record, usable, write_record
-from longtake.metrics.records import read_record as read
+from longtake.metrics.records import Record, StoredRecord, usable, write_record
 from longtake.rollout.rng import Rng
 
 COHERENT = 64
@@ -83,7 +82,7 @@ def real_features(
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
     path = library.path / "cache" / f"real-{digest[:16]}.npz"
     if path.is_file():
-        return read(path)
+        return dict(StoredRecord(path))
     found = _compute(library, protocol, extractor, size, frames, seed, progress)
     _keep(path, found)
     return found
@@ -126,7 +125,7 @@ def _compute(library, protocol, extractor, size, frames, seed, progress) -> Reco
             if progress:
                 progress(number + 1, len(rows))
         queue.flush()
-    found: Record = {}
+    found: dict[str, np.ndarray] = {}
     for key, filled in slots.items():
         features = gather(filled)
         found[key] = features.features

@@ -7,6 +7,8 @@ be killed and taken up, or divided over processes, and gives the same figures; a
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator, Mapping
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +23,7 @@ from longtake.metrics.queue import FeatureQueue, Slot, gather
 
 MOST_DECIBEL = 100.0
 """PSNR of equal frames, which is infinite otherwise."""
-Record = dict[str, np.ndarray]
+Record = Mapping[str, np.ndarray]
 """differences (T-1,), signature (T, 192), first and last (H, W, 3) uint8; and for each extractor E of clips
 `E/clip/<kind>` (1, D), `E/windows` (W, D), `E/classes` (W, K); of frames `E/frames` (16, D). With a
 reference also psnr and ssim (T,); with texts text (16,); among samples of one condition opening (16, H, W, 3);
@@ -114,7 +116,10 @@ class VideoMeter:
 
     def record(self) -> Record:
         """The record, once the queues are flushed."""
-        found: Record = {"differences": self.motion.differences[0], "signature": self.motion.signature[0]}
+        found: dict[str, np.ndarray] = {
+            "differences": self.motion.differences[0],
+            "signature": self.motion.signature[0],
+        }
         assert self.first is not None
         assert self.last is not None
         found |= {"first": self.first, "last": self.last}
@@ -141,7 +146,25 @@ def write_record(path: Path, record: Record) -> None:
     os.replace(partial, path)
 
 
-def read_record(path: Path) -> Record:
-    """Read one record."""
-    with np.load(path, allow_pickle=False) as file:
-        return dict(file)
+class StoredRecord(Record):
+    """A record in its file: an array is read when it is asked for, and not kept."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    @cached_property
+    def names(self) -> list[str]:
+        with np.load(self.path, allow_pickle=False) as file:
+            return list(file.files)
+
+    def __getitem__(self, key: str) -> np.ndarray:
+        if key not in self.names:
+            raise KeyError(key)
+        with np.load(self.path, allow_pickle=False) as file:
+            return file[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+
 import numpy as np
 import torch
 
@@ -24,12 +26,14 @@ TAIL = 128
 """Frames at the end of a video whose motion is reported on its own."""
 LEAST_OF_CURVE = 8
 """Fewest videos for a distance at every window."""
+ACCUMULATORS, BLOCK = 1 << 28, 64
+"""Bytes that the covariances of windows may take at a time, and videos whose features are held meanwhile."""
 
 Figures = dict[str, Figure]
 Curves = dict[str, Curve]
 
 
-def distances(protocol: Protocol, extractor: Extractor, records: list[Record], real: Record) -> Figures:
+def distances(protocol: Protocol, extractor: Extractor, records: Sequence[Record], real: Record) -> Figures:
     """FVD and KVD of every clip kind that both sides have, and the ratio FVD16/FVD128."""
     name, found = extractor.name, {}
     for kind in protocol.clips:
@@ -49,7 +53,7 @@ def distances(protocol: Protocol, extractor: Extractor, records: list[Record], r
     return found
 
 
-def frame_distances(protocol: Protocol, extractor: Extractor, records: list[Record], real: Record) -> Figures:
+def frame_distances(protocol: Protocol, extractor: Extractor, records: Sequence[Record], real: Record) -> Figures:
     """FID and KID over the frames of the first window."""
     name = extractor.name
     fake = [r[f"{name}/frames"] for r in records]
@@ -91,7 +95,7 @@ def _bias_note(protocol: Protocol, fake: np.ndarray, real: np.ndarray, videos: i
     return "; ".join(notes)
 
 
-def classes(protocol: Protocol, extractor: Extractor, records: list[Record]) -> tuple[Figures, Curves]:
+def classes(protocol: Protocol, extractor: Extractor, records: Sequence[Record]) -> tuple[Figures, Curves]:
     """Inception score and entropies of the first windows, CCS and ICS over all."""
     key = f"{extractor.name}/classes"
     if key not in records[0]:
@@ -120,25 +124,41 @@ def classes(protocol: Protocol, extractor: Extractor, records: list[Record]) -> 
     }
 
 
-def window_curves(protocol: Protocol, extractor: Extractor, records: list[Record], real: Record) -> Curves:
+def window_curves(protocol: Protocol, extractor: Extractor, records: Sequence[Record], real: Record) -> Curves:
     """Frechet distance of every window: to the first windows of the same videos, and to real clips."""
     key, n = f"{extractor.name}/windows", len(records)
     if key not in records[0] or n < LEAST_OF_CURVE:
         return {}
     ddof = int(protocol.covariance == "unbiased")
-    windows = np.stack([r[key] for r in records], 1)  # (W, N, D)
-    x = [float(i * protocol.window) for i in range(len(windows))]
-    moments = [Moments.of(w) for w in windows]
-    change = [frechet_distance(moments[0], m, ddof) for m in moments]
+    real_clips = f"clip/{protocol.window}"
+    target = Moments.of(real[real_clips]) if real_clips in real else None
+    first, change, quality = None, [], []
+    for moments in _window_moments(key, records):
+        first = first or moments
+        change.append(frechet_distance(first, moments, ddof))
+        if target:
+            quality.append(frechet_distance(target, moments, ddof))
+    x = [float(i * protocol.window) for i in range(len(change))]
     curves = {f"FVD-change[{extractor.name}]": Curve(x, change, "to the first window", n)}
-    if f"clip/{protocol.window}" in real:
-        target = Moments.of(real[f"clip/{protocol.window}"])
-        quality = [frechet_distance(target, m, ddof) for m in moments]
+    if target:
         curves[f"FVD-window[{extractor.name}]"] = Curve(x, quality, "to real clips", n)
     return curves
 
 
-def memorisation(extractor: Extractor, records: list[Record], train: Record, test: Record) -> Figures:
+def _window_moments(key: str, records: Sequence[Record]) -> Iterator[Moments]:
+    """Moments over videos of every window, without the features of all windows of all videos at a time."""
+    count, dim = records[0][key].shape
+    together = max(1, ACCUMULATORS // (8 * dim * dim))
+    for start in range(0, count, together):
+        part = [Moments(dim) for _ in range(start, min(start + together, count))]
+        for i in range(0, len(records), BLOCK):
+            block = np.stack([r[key][start : start + together] for r in records[i : i + BLOCK]], 1)
+            for moments, features in zip(part, block, strict=True):
+                moments.add(features)
+        yield from part
+
+
+def memorisation(extractor: Extractor, records: Sequence[Record], train: Record, test: Record) -> Figures:
     """How near the nearest training clip is, of how near it is to held-out real clips; far below 1: copies."""
     key = "clip/16"
     name = f"{extractor.name}/{key}"
@@ -156,7 +176,7 @@ def memorisation(extractor: Extractor, records: list[Record], train: Record, tes
     }
 
 
-def over_time(records: list[Record], real: list[Record], seam_period: int | None) -> tuple[Figures, Curves]:
+def over_time(records: Sequence[Record], real: Sequence[Record], seam_period: int | None) -> tuple[Figures, Curves]:
     """Motion, seams, stills and repeats, first frame against last; needs no extractor."""
     figures: Figures = {}
     sides = {"": records, "_real": real}
@@ -197,7 +217,7 @@ def over_time(records: list[Record], real: list[Record], seam_period: int | None
     return figures, _motion_curve(records) | reference_curves(records)
 
 
-def perceptual(distance: PerceptualDistance, records: list[Record]) -> Figures:
+def perceptual(distance: PerceptualDistance, records: Sequence[Record]) -> Figures:
     """LPIPS between the first and the last frame (TATS Tab. 2)."""
     with torch.no_grad():
         pairs = [
@@ -207,7 +227,7 @@ def perceptual(distance: PerceptualDistance, records: list[Record]) -> Figures:
     return {"LPIPS-first-last": Figure(float(values.mean()), mean_interval(values), "", len(values))}
 
 
-def text_match(name: str, records: list[Record]) -> Figures:
+def text_match(name: str, records: Sequence[Record]) -> Figures:
     """CLIPSIM and Loong's VTM over evenly spread frames, each with the text that holds at its time."""
     values = np.array([np.nanmean(r["text"]) for r in records])
     interval = mean_interval(values)
@@ -219,7 +239,7 @@ def text_match(name: str, records: list[Record]) -> Figures:
     }
 
 
-def shot_cuts(name: str, records: list[Record], seam_period: int | None) -> tuple[Figures, Curves]:
+def shot_cuts(name: str, records: Sequence[Record], seam_period: int | None) -> tuple[Figures, Curves]:
     """Cuts that a detector sees, a thousand frames, and its mean probability at joins against elsewhere."""
     table = np.stack([r["cuts"] for r in records])
     rate = 1000 * (table > LEVEL).mean(1)
@@ -239,7 +259,7 @@ def shot_cuts(name: str, records: list[Record], seam_period: int | None) -> tupl
     return figures, {f"cut[{name}]": Curve(x, y, "largest probability in 100 frames", len(table))}
 
 
-def diversity_of(records: list[Record], per_condition: int) -> Figures:
+def diversity_of(records: Sequence[Record], per_condition: int) -> Figures:
     """DIV of the first windows among the samples of each condition, everywhere and where something moves."""
     whole, moving = [], []
     for start in range(0, len(records), per_condition):
@@ -254,7 +274,7 @@ def diversity_of(records: list[Record], per_condition: int) -> Figures:
     }
 
 
-def reference_curves(records: list[Record]) -> Curves:
+def reference_curves(records: Sequence[Record]) -> Curves:
     """PSNR and SSIM at every frame, where each video has a real one to be compared with."""
     if "psnr" not in records[0]:
         return {}
@@ -265,7 +285,7 @@ def reference_curves(records: list[Record]) -> Curves:
     }
 
 
-def _reference(records: list[Record]) -> Figures:
+def _reference(records: Sequence[Record]) -> Figures:
     """PSNR and SSIM of frames 16, 30 and 45 (CCVS Tab. 6) and over all frames."""
     found: Figures = {}
     for name, key, unit in (("PSNR", "psnr", "dB"), ("SSIM", "ssim", "")):
@@ -280,7 +300,7 @@ def _reference(records: list[Record]) -> Figures:
     return found
 
 
-def _motion_curve(records: list[Record], every: int = 16) -> Curves:
+def _motion_curve(records: Sequence[Record], every: int = 16) -> Curves:
     differences = np.stack([r["differences"] for r in records]).mean(0)
     parts = [differences[i : i + every] for i in range(0, len(differences), every)]
     x = [float(i * every) for i in range(len(parts))]

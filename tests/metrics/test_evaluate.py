@@ -16,9 +16,12 @@ from longtake.data import video
 from longtake.data.library import Library
 from longtake.errors import UserError
 from longtake.metrics import evaluate as evaluation
+from longtake.metrics import summary
 from longtake.metrics.evaluate import OwnWeights, evaluate
 from longtake.metrics.extractors.base import Features
+from longtake.metrics.frechet import frechet_distance
 from longtake.metrics.protocol import PROTOCOLS, ClipKind
+from longtake.metrics.records import StoredRecord, write_record
 from longtake.metrics.result import Result
 from longtake.metrics.sources import FolderSource, ModelSource, as_bytes
 from longtake.nn.perceptual import PerceptualDistance
@@ -311,3 +314,29 @@ def test_bytes_are_rounded_or_cut():
     assert as_bytes(values, "truncate")[0, 0, :, 0].tolist() == [0, 0, 127, 128, 128, 255, 255]
     assert as_bytes(torch.full((3, 1, 1, 1), 0.01), "truncate").max() == 129
     assert as_bytes(torch.full((3, 1, 1, 1), 0.003), "round").max() == 128
+
+
+def test_curves_over_windows_do_not_depend_on_how_they_are_accumulated(monkeypatch):
+    rng = np.random.default_rng(0)
+    records = [{"pixels/windows": rng.normal(size=(5, 4))} for _ in range(12)]
+    real = {"clip/16": rng.normal(size=(30, 4))}
+    at_once = summary.window_curves(PROTOCOL, Pixels(), records, real)
+    monkeypatch.setattr(summary, "ACCUMULATORS", 1)
+    monkeypatch.setattr(summary, "BLOCK", 5)
+    piecewise = summary.window_curves(PROTOCOL, Pixels(), records, real)
+    third = np.stack([r["pixels/windows"][3] for r in records])
+    expected = frechet_distance(third, real["clip/16"])
+    for curves in (at_once, piecewise):
+        assert curves["FVD-change[pixels]"].y[0] == pytest.approx(0, abs=1e-9)
+        assert curves["FVD-window[pixels]"].y[3] == pytest.approx(expected)
+        assert curves["FVD-window[pixels]"].x == [0, 16, 32, 48, 64]
+
+
+def test_a_record_is_read_array_by_array(tmp_path):
+    write_record(tmp_path / "r.npz", {"a": np.arange(3), "b": np.eye(2)})
+    record = StoredRecord(tmp_path / "r.npz")
+    assert list(record) == ["a", "b"]
+    assert "c" not in record
+    np.testing.assert_array_equal(record["a"], [0, 1, 2])
+    with pytest.raises(KeyError):
+        record["c"]
