@@ -1,4 +1,4 @@
-"""What an evaluation costs: where the time goes, the I3D pass against the hardware, memory against the number of videos.
+"""What an evaluation costs: its time, the I3D pass against the hardware, memory against the number of videos.
 
     python benchmarks/evaluation.py --data LIBRARY --extractor r3d-atari --output docs/results/evaluation.json
 
@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -38,12 +39,11 @@ CHILD = (
 )
 
 
-def timed(work: Callable, repeats: int = 1) -> tuple[float, object]:
-    """(seconds a repeat, last result)."""
+def timed(work: Callable[[], Any]) -> tuple[float, Any]:
+    """(seconds, result)."""
     begun = time.perf_counter()
-    for _ in range(repeats):
-        result = work()
-    return (time.perf_counter() - begun) / repeats, result
+    result = work()
+    return time.perf_counter() - begun, result
 
 
 def decode(library: Library, clips: int) -> np.ndarray:
@@ -65,7 +65,6 @@ def statistics(dim: int) -> float:
 def split(library: Library, extractor: str) -> dict[str, dict[str, float]]:
     """Seconds per 1,000 clips of each part."""
     decoding, clips = timed(lambda: decode(library, 128))
-    assert isinstance(clips, np.ndarray)
     cpu = torch.device("cpu")
     made = make_extractor(extractor)
     own, _ = timed(lambda: [made(clips[i : i + 16]) for i in range(0, 128, 16)])

@@ -114,14 +114,11 @@ class VideoMeter:
             elif not single and usable(queue.extractor, length):
                 self.slots.setdefault(f"{name}/{key}", []).append(queue.put(clip))
 
-    def record(self) -> Record:
+    def record(self) -> dict[str, np.ndarray]:
         """The record, once the queues are flushed."""
-        found: dict[str, np.ndarray] = {
-            "differences": self.motion.differences[0],
-            "signature": self.motion.signature[0],
-        }
         assert self.first is not None
         assert self.last is not None
+        found = {"differences": self.motion.differences[0], "signature": self.motion.signature[0]}
         found |= {"first": self.first, "last": self.last}
         if self.cuts is not None:
             found["cuts"] = self.cuts.probabilities()
