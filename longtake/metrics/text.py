@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
 
 from longtake.errors import UserError
 from longtake.metrics.extractors.base import file_hash
+from longtake.metrics.extractors.weights import open_transformers
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
@@ -32,21 +32,16 @@ class ClipScorer:
     """
 
     def __init__(self, path: str | Path, device: torch.device | str = "cpu"):
+        _, model = open_transformers(path, "CLIPConfig", "CLIPModel", "CLIP")
         try:
-            from transformers import AutoTokenizer, CLIPModel
-        except ImportError:
-            raise UserError("CLIP scores need transformers: pip install 'longtake[text]'", code=2) from None
-        weights = Path(path) / "model.safetensors"
-        if not weights.is_file():
-            raise UserError(f"{path} must be a folder with config.json and model.safetensors of a CLIP", code=2)
-        try:
-            model = CLIPModel.from_pretrained(str(path), use_safetensors=True, local_files_only=True)
+            from transformers import AutoTokenizer
+
             self.tokenizer = AutoTokenizer.from_pretrained(str(path), local_files_only=True)
-        except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-            raise UserError(f"{path} holds no CLIP ({str(error).splitlines()[0]})", code=2) from None
-        self.model: Any = model.eval().to(torch.device(device))  # type: ignore[arg-type]
+        except (OSError, ValueError, KeyError) as error:
+            raise UserError(f"{path} holds no tokenizer ({str(error).splitlines()[0]})", code=2) from None
+        self.model: Any = model.to(torch.device(device))
         self.device = torch.device(device)
-        self.name, self.hash = f"clip-{Path(path).name}", file_hash(weights)
+        self.name, self.hash = f"clip-{Path(path).name}", file_hash(Path(path) / "model.safetensors")
         self.side = int(self.model.config.vision_config.image_size)
         self.length = int(self.model.config.text_config.max_position_embeddings)
 

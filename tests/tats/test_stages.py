@@ -14,10 +14,11 @@ from longtake.data.clips import Draw
 from longtake.data.library import Library
 from longtake.data.loader import Loader
 from longtake.errors import UserError
+from longtake.nn.schedule import warmup_cosine
 from longtake.rollout.rng import Rng
 from longtake.systems.base import ModelInfo
 from longtake.systems.tats.config import SIZES, TATSConfig
-from longtake.systems.tats.stages import PriorStage, VQGANStage, pick_frame, schedule
+from longtake.systems.tats.stages import PriorStage, VQGANStage, pick_frame
 from longtake.systems.tats.system import TATS
 
 TINY = SIZES["tiny"]
@@ -194,11 +195,11 @@ def test_only_matrices_decay():
 
 
 def test_the_rate_rises_and_falls():
-    assert [schedule(s, 10, 0, False) for s in (0, 9)] == [1.0, 1.0]
-    assert [schedule(s, 100, 3, False) for s in range(4)] == [0.25, 0.5, 0.75, 1.0]
-    assert schedule(10, 110, 10, True) == pytest.approx(1.0)
-    assert schedule(60, 110, 10, True) == pytest.approx(0.55)
-    assert schedule(110, 110, 10, True) == pytest.approx(0.1)
+    assert [warmup_cosine(s, 10, 0, False) for s in (0, 9)] == [1.0, 1.0]
+    assert [warmup_cosine(s, 100, 3, False) for s in range(4)] == [0.25, 0.5, 0.75, 1.0]
+    assert warmup_cosine(10, 110, 10, True) == pytest.approx(1.0)
+    assert warmup_cosine(60, 110, 10, True) == pytest.approx(0.55)
+    assert warmup_cosine(110, 110, 10, True) == pytest.approx(0.1)
 
 
 @pytest.mark.parametrize("condition", ["none", "label"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from longtake.errors import UserError
@@ -31,3 +32,30 @@ def fill(network: nn.Module, state: dict[str, Any], path: str | Path, what: str)
         if not isinstance(given, Tensor) or given.shape != value.shape:
             raise UserError(f"{path} does not hold {what}: {key} is missing or wrong")
     network.load_state_dict({k: state.get(k, v) for k, v in expected.items()})
+
+
+def open_transformers(path: str | Path, config: str, model: str, what: str) -> tuple[Any, Any]:
+    """Configuration and model (in evaluation mode) of a folder as transformers keeps it; nothing is downloaded.
+
+    Args:
+        path: with config.json and model.safetensors.
+        config, model: names of transformers' classes.
+        what: it should be, for messages.
+
+    Raises:
+        UserError: transformers is missing, or the folder holds something else.
+    """
+    try:
+        import transformers
+    except ImportError:
+        raise UserError(f"{what} needs transformers: pip install 'longtake[text]'", code=2) from None
+    if not (Path(path) / "model.safetensors").is_file():
+        raise UserError(f"{path} must be a folder with config.json and model.safetensors of a {what}", code=2)
+    try:
+        settings = getattr(transformers, config).from_pretrained(str(path), local_files_only=True)
+        network = getattr(transformers, model).from_pretrained(
+            str(path), use_safetensors=True, local_files_only=True
+        )
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+        raise UserError(f"{path} holds no {what} ({str(error).splitlines()[0]})", code=2) from None
+    return settings, network.eval()

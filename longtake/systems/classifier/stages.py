@@ -7,7 +7,6 @@ in one batch: they differ in nothing but time, which is what the gradient then i
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from longtake.data.batch import Batch
 from longtake.data.clips import ClipSpec, Draw
+from longtake.nn.schedule import warmup_cosine
 from longtake.rollout.rng import Rng
 from longtake.systems.base import Engine, Losses, Stage
 
@@ -63,10 +63,7 @@ class ClassifierStage(Stage):
         }
 
     def schedule(self, step: int) -> float:
-        if step < self.config.warmup:
-            return (step + 1) / (self.config.warmup + 1)
-        done = (step - self.config.warmup) / max(1, self.steps - self.config.warmup)
-        return 0.55 + 0.45 * math.cos(math.pi * done)
+        return warmup_cosine(step, self.steps, self.config.warmup)
 
     def _figures(self, batch: Batch, rng: Rng) -> Losses:
         ids, count, device = batch["id"].tolist(), self.system.config.frames, batch["frames"].device

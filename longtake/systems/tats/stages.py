@@ -5,7 +5,6 @@ Shapes: B batch, T H W frames, height, width; t h w token grid; n = t*h*w; V joi
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,20 +13,12 @@ from torch import Tensor
 from longtake.data.batch import Batch
 from longtake.data.clips import ClipSpec, Draw
 from longtake.nn.losses import discriminator_loss, feature_matching_loss, generator_loss
+from longtake.nn.schedule import warmup_cosine
 from longtake.systems.base import Engine, Losses, Stage
 from longtake.systems.tats.losses import prior_loss, psnr, reconstruction_loss, squared_loss
 
 if TYPE_CHECKING:
     from longtake.systems.tats.system import TATS
-
-
-def schedule(step: int, steps: int, warmup: int, decay: bool) -> float:
-    """Linear warm-up, then constant or a cosine down to a tenth."""
-    if step < warmup:
-        return (step + 1) / (warmup + 1)
-    if not decay:
-        return 1.0
-    return 0.55 + 0.45 * math.cos(math.pi * (step - warmup) / max(1, steps - warmup))
 
 
 class VQGANStage(Stage):
@@ -60,7 +51,7 @@ class VQGANStage(Stage):
         }
 
     def schedule(self, step: int) -> float:
-        return schedule(step, self.config.steps, self.config.warmup, self.config.decay)
+        return warmup_cosine(step, self.config.steps, self.config.warmup, self.config.decay)
 
     def step(self, batches: dict[str, Batch], engine: Engine) -> dict[str, float]:
         adversarial = engine.step >= self.config.discriminator_start
@@ -178,7 +169,7 @@ class PriorStage(Stage):
         return {"prior": torch.optim.AdamW(groups, lr=self.config.lr, betas=(0.9, 0.95))}
 
     def schedule(self, step: int) -> float:
-        return schedule(step, self.config.steps, self.config.warmup, self.config.decay)
+        return warmup_cosine(step, self.config.steps, self.config.warmup, self.config.decay)
 
     def _loss(self, batch: Batch) -> Losses:
         tokens = batch["tokens"].long().flatten(1) + self.system.offset
