@@ -261,10 +261,7 @@ def _group(source, group: range, folder: Path, protocol, queues, own, keep: int)
 
 def _summarise(source, library, protocol, extractors, records: Sequence[Record], seed: int):
     """Every figure and curve."""
-    rows = library.split("test") or library.split("train")
-    meters = real_motion(library, rows, source.size, source.frames)
-    moving = [{"differences": m.differences[0], "signature": m.signature[0]} for m in meters if m.parts]
-    figures, curves = summary.over_time(records, moving, source.seam_period)
+    figures, curves = {}, {}
     for extractor in extractors:
         real = real_features(library, protocol, extractor, source.size, source.frames, seed)
         if extractor.most == 1:
@@ -278,7 +275,11 @@ def _summarise(source, library, protocol, extractors, records: Sequence[Record],
         more, lines = summary.classes(protocol, extractor, records)
         figures |= more
         curves |= lines | summary.window_curves(protocol, extractor, records, real)
-    return figures, curves
+    rows = library.split("test") or library.split("train")
+    meters = real_motion(library, rows, source.size, source.frames)
+    moving = [{"differences": m.differences[0], "signature": m.signature[0]} for m in meters if m.parts]
+    more, lines = summary.over_time(records, moving, source.seam_period)
+    return figures | more, curves | lines
 
 
 def _processes() -> tuple[int, int]:

@@ -26,6 +26,8 @@ TAIL = 128
 """Frames at the end of a video whose motion is reported on its own."""
 LEAST_OF_CURVE = 8
 """Fewest videos for a distance at every window."""
+LEAST_OF_SPLIT = 50
+"""Fewest videos in a split of the inception score: with fewer than classes it is bounded by their number."""
 ACCUMULATORS, BLOCK = 1 << 28, 64
 """Bytes that the covariances of windows may take at a time, and videos whose features are held meanwhile."""
 
@@ -102,12 +104,13 @@ def classes(protocol: Protocol, extractor: Extractor, records: Sequence[Record])
         return {}, {}
     p = np.stack([r[key] for r in records], 1)  # (W, N, K)
     n, name = p.shape[1], extractor.name
-    splits = min(protocol.splits, n)
+    splits = max(1, min(protocol.splits, n // LEAST_OF_SPLIT))
     order = np.random.default_rng(42).permutation(n)  # classes may come in turn
     score = inception_score(p[0][order], splits)
-    bound = f"at most {p.shape[2]} (classes); {splits} splits"
+    bound = f"at most {p.shape[2]} (classes); {splits} {'splits' if splits > 1 else 'split'}"
+    interval = (score.mean - score.std, score.mean + score.std) if splits > 1 else None
     figures = {
-        f"IS[{name}]": Figure(score.mean, (score.mean - score.std, score.mean + score.std), "", n, bound),
+        f"IS[{name}]": Figure(score.mean, interval, "", n, bound),
         f"H(y)[{name}]": Figure(score.inter_entropy, None, "nats", n, f"at most {np.log(p.shape[2]):.3f}"),
         f"H(y|x)[{name}]": Figure(score.intra_entropy, None, "nats", n),
     }

@@ -21,7 +21,8 @@ def line_chart(lines: Mapping[str, tuple[Sequence[float], Sequence[float]]], x_l
     points = [(x, y) for xs, ys in lines.values() for x, y in zip(xs, ys, strict=True) if math.isfinite(y)]
     if not points:
         return ""
-    (x0, x1), (y0, y1) = _range([x for x, _ in points]), _range([y for _, y in points])
+    across, up = _ticks([x for x, _ in points]), _ticks([y for _, y in points])
+    (x0, x1), (y0, y1) = (across[0], across[-1]), (up[0], up[-1])
 
     def place(x: float, y: float) -> str:
         px = LEFT + (x - x0) / (x1 - x0) * (WIDTH - LEFT - RIGHT)
@@ -29,15 +30,13 @@ def line_chart(lines: Mapping[str, tuple[Sequence[float], Sequence[float]]], x_l
         return f"{px:.1f},{py:.1f}"
 
     parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(y_label)}">']
-    for i in range(5):
-        y = y0 + (y1 - y0) * i / 4
+    for y in up:
         at = place(x0, y).split(",")[1]
         parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{at}" y2="{at}"/>')
-        parts.append(f'<text x="{LEFT - 6}" y="{at}" text-anchor="end" dy="0.32em">{y:.3g}</text>')
-        x = x0 + (x1 - x0) * i / 4
-        parts.append(
-            f'<text x="{place(x, y0).split(",")[0]}" y="{HEIGHT - BOTTOM + 14}" text-anchor="middle">{x:.4g}</text>'
-        )
+        parts.append(f'<text x="{LEFT - 6}" y="{at}" text-anchor="end" dy="0.32em">{y:.10g}</text>')
+    for x in across:
+        at = place(x, y0).split(",")[0]
+        parts.append(f'<text x="{at}" y="{HEIGHT - BOTTOM + 14}" text-anchor="middle">{x:.10g}</text>')
     parts.append(f'<text x="{WIDTH / 2}" y="{HEIGHT - 4}" text-anchor="middle">{escape(x_label)}</text>')
     for i, (xs, ys) in enumerate(lines.values()):
         path = " ".join(place(x, y) for x, y in zip(xs, ys, strict=True) if math.isfinite(y))
@@ -51,7 +50,11 @@ def line_chart(lines: Mapping[str, tuple[Sequence[float], Sequence[float]]], x_l
     return f'{"".join(parts)}</svg><div class="legend">{legend}</div>'
 
 
-def _range(values: Sequence[float]) -> tuple[float, float]:
+def _ticks(values: Sequence[float]) -> list[float]:
+    """Three to seven round numbers, a step of 1, 2 or 5 times a power of ten apart, around all values."""
     low, high = min(values), max(values)
-    margin = (high - low) * 0.05 or abs(high) * 0.1 or 1.0
-    return low - margin, high + margin
+    rough = (high - low) / 4 or abs(high) / 4 or 1.0
+    power = 10 ** math.floor(math.log10(rough))
+    step = next(m * power for m in (1, 2, 5, 10) if m * power >= rough * 0.999)
+    first, last = math.floor(low / step), math.ceil(high / step)
+    return [round(i * step, 12) for i in range(first, max(last, first + 1) + 1)]
