@@ -48,8 +48,8 @@ from longtake.train.recipe import LoopSettings, Recipe
 ARMS = {
     "zeros everywhere (vanilla)": Padding("zeros", "zeros"),
     "replicate on time only": Padding("replicate", "zeros"),
-    "replicate everywhere (TATS)": Padding("replicate", "replicate"),
     "real frames": Padding("none", "zeros"),
+    "replicate everywhere (TATS)": Padding("replicate", "replicate"),
     "reflect on time only": Padding("reflect", "zeros"),
 }
 SIZE = (32, 32)
@@ -248,8 +248,8 @@ def main() -> None:
     parser.add_argument("--output", required=True)
     parser.add_argument("--arms", type=int, default=len(ARMS), help="only the first so many arms")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--vqgan-steps", type=int, default=1200)
-    parser.add_argument("--prior-steps", type=int, default=1500)
+    parser.add_argument("--vqgan-steps", type=int, default=800)
+    parser.add_argument("--prior-steps", type=int, default=900)
     parser.add_argument("--precision", default="bf16")
     parser.add_argument("--table", action="store_true", help="only rewrite docs/results")
     args = parser.parse_args()

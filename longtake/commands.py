@@ -194,7 +194,7 @@ def evaluate_model(args: argparse.Namespace) -> None:
     """`longtake evaluate`."""
     from longtake.data.library import Library
     from longtake.metrics.cuts import CutDetector
-    from longtake.metrics.evaluate import OwnWeights, evaluate
+    from longtake.metrics.evaluate import OwnWeights, evaluate, knows
     from longtake.metrics.extractors.registry import make_extractor
     from longtake.metrics.protocol import find_protocol
     from longtake.metrics.sources import FolderSource, ModelSource
@@ -205,6 +205,14 @@ def evaluate_model(args: argparse.Namespace) -> None:
     device, protocol, library = pick_device(args.device), find_protocol(args.protocol), Library(args.data)
     names = args.extractor or [name for name in bundled() if name == DEFAULT_EXTRACTOR]
     extractors = [make_extractor(name, device) for name in names if name != "none"]
+    for extractor in extractors:
+        if not knows(extractor, library):
+            console.print(
+                f"{extractor.name} was trained on other classes than those of {args.data}: class scores are left "
+                "out, and its distances say little; train a classifier of your own or bring I3D (docs/metrics.md)",
+                soft_wrap=True,
+                highlight=False,
+            )
     if is_model(args.source) or not Path(args.source).is_dir():
         system = api.configure(api.load(args.source, device), parse_settings(args.set))
         count, frames = args.videos or protocol.fake_videos, args.frames or protocol.frames

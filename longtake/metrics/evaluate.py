@@ -272,14 +272,21 @@ def _summarise(source, library, protocol, extractors, records: Sequence[Record],
             near = replace(protocol, **NEIGHBOURS)
             train = real_features(library, near, extractor, source.size, source.frames, seed)
             figures |= summary.memorisation(extractor, records, train, real)
-        more, lines = summary.classes(protocol, extractor, records)
-        figures |= more
-        curves |= lines | summary.window_curves(protocol, extractor, records, real)
+        curves |= summary.window_curves(protocol, extractor, records, real)
+        if knows(extractor, library):
+            more, lines = summary.classes(protocol, extractor, records)
+            figures |= more
+            curves |= lines
     rows = library.split("test") or library.split("train")
     meters = real_motion(library, rows, source.size, source.frames)
     moving = [{"differences": m.differences[0], "signature": m.signature[0]} for m in meters if m.parts]
     more, lines = summary.over_time(records, moving, source.seam_period)
     return figures | more, curves | lines
+
+
+def knows(extractor: Extractor, library: Library) -> bool:
+    """Whether an extractor's classes, where it names them, are those of the library."""
+    return not extractor.classes or (bool(library.classes) and set(library.classes) <= set(extractor.classes))
 
 
 def _processes() -> tuple[int, int]:

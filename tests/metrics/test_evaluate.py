@@ -316,6 +316,15 @@ def test_bytes_are_rounded_or_cut():
     assert as_bytes(torch.full((3, 1, 1, 1), 0.003), "round").max() == 128
 
 
+def test_class_scores_need_the_librarys_classes(system, library, tmp_path):
+    foreign, known = Pixels(name="foreign"), Pixels(name="known")
+    foreign.classes, known.classes = ("cat", "dog"), ("left", "right", "up")
+    result = evaluate(source(system, library), library, tmp_path, PROTOCOL, [foreign, known], batch=6)
+    assert {"FVD16[foreign]", "FVD16[known]", "IS[known]", "CCS-area[known]"} <= set(result.figures)
+    assert not {"IS[foreign]", "CCS-area[foreign]"} & set(result.figures)
+    assert "CCS[foreign]" not in result.curves
+
+
 def test_curves_over_windows_do_not_depend_on_how_they_are_accumulated(monkeypatch):
     rng = np.random.default_rng(0)
     records = [{"pixels/windows": rng.normal(size=(5, 4))} for _ in range(12)]
