@@ -60,3 +60,18 @@ class SelfAttention(nn.Module):
 def causal_mask(count: int, past: int, device: torch.device | str = "cpu") -> Tensor:
     """Boolean mask (count, past + count): new token i sees the past and new tokens up to itself."""
     return torch.ones(count, past + count, dtype=torch.bool, device=device).tril(past)
+
+
+def between_mask(past: int, middle: int, future: int, device: torch.device | str = "cpu") -> Tensor:
+    """Mask (n, n) of an interpolation transformer (TATS section 2.3) over past, middle and future tokens.
+
+    The two ends see each other whole, in both directions, and nothing of the middle; a middle token sees both ends
+    and the middle up to itself.
+    """
+    n = past + middle + future
+    mask = torch.ones(n, n, dtype=torch.bool, device=device)
+    inside = slice(past, past + middle)
+    mask[:past, inside] = False
+    mask[past + middle :, inside] = False
+    mask[inside, inside] = causal_mask(middle, 0, device)
+    return mask

@@ -145,7 +145,7 @@ class Decoder:
         self.dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
         cached = torch.float32 if device.type == "cpu" else self.dtype
         self.cache = KVCache(config.layers, batch, config.heads, config.block, self.head_width, cached, device)
-        self._compiled: Callable[[Tensor, Tensor], Tensor] | None = None
+        self._compiled: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
         if compile:
             for buffer in (self.cache.keys, self.cache.values):  # lets a CUDA graph write into them
                 torch._dynamo.mark_static_address(buffer)
@@ -153,14 +153,27 @@ class Decoder:
             self._compiled = torch.compile(self._static_step, mode=mode, fullgraph=True, dynamic=False)
 
     @torch.inference_mode()
-    def prefill(self, tokens: Tensor) -> Tensor:
-        """Forget everything, take in `tokens` (B, n) in one pass and return the logits (B, V) of the next one."""
+    def prefill(
+        self, tokens: Tensor, places: Tensor | None = None, mask: Tensor | None = None, read: int = -1
+    ) -> Tensor:
+        """Forget everything, take in `tokens` (B, n) in one pass and return the logits (B, V) at one of them.
+
+        Args:
+            tokens: what comes first.
+            places: the positions (n,) they stand at; None: 0 .. n - 1.
+            mask: boolean (n, n), True where attention is allowed; None: causal.
+            read: the token whose logits are wanted.
+        """
         self.cache.reset()
-        return self.extend(tokens)
+        return self.extend(tokens, places, mask, read)
 
     @torch.inference_mode()
-    def extend(self, tokens: Tensor) -> Tensor:
+    def extend(
+        self, tokens: Tensor, places: Tensor | None = None, mask: Tensor | None = None, read: int = -1
+    ) -> Tensor:
         """Take in `tokens` (B, n) behind those held and return the logits (B, V) of the next one.
+
+        `places` (n,) are their positions, where these are not those that follow; `mask` and `read` as in `prefill`.
 
         Raises:
             ValueError: more tokens than positions, or another batch size than the cache's.
@@ -172,38 +185,42 @@ class Decoder:
                 f"This decoder takes {cache.batch} rows of {self.config.block} tokens, not {B} of {end}."
             )
         if n == 1 and self._compiled is not None:
-            logits = self._compiled(tokens[:, 0], torch.tensor([start], device=tokens.device))
+            slot = torch.tensor([start], device=tokens.device)
+            logits = self._compiled(tokens[:, 0], slot, slot if places is None else places)
             cache.advance(1)
             return logits
-        x = (self.tokens[tokens] + self.positions[start:end]).view(B * n, -1)
-        self._pass(x, B, n)
+        positions = self.positions[start:end] if places is None else self.positions[places]
+        x = (self.tokens[tokens] + positions).view(B * n, -1)
+        self._pass(x, B, n, mask)
         cache.advance(n)
-        x = x.view(B, n, -1)[:, -1]
+        x = x.view(B, n, -1)[:, read]
         return self.head(self._normed(x, self.norm)).float()
 
     def _normed(self, x: Tensor, norm: tuple[Tensor, Tensor]) -> Tensor:
         return F.layer_norm(x, x.shape[-1:], *norm).to(self.dtype)
 
-    def _static_step(self, tokens: Tensor, position: Tensor) -> Tensor:
-        """One step from tokens (B,) at `position` (1,) to logits (B, V), with shapes that never change."""
+    def _static_step(self, tokens: Tensor, slot: Tensor, place: Tensor) -> Tensor:
+        """One step from tokens (B,) at position `place` (1,), kept in cache slot `slot` (1,), to logits (B, V); its
+        shapes never change."""
         cache, B, H, D = self.cache, tokens.shape[0], self.heads, self.head_width
-        x = self.tokens[tokens] + self.positions[position]
-        mask = torch.arange(cache.capacity, device=x.device) <= position
+        x = self.tokens[tokens] + self.positions[place]
+        mask = torch.arange(cache.capacity, device=x.device) <= slot
         for layer, block in enumerate(self.blocks):
             qkv = block.qkv(self._normed(x, block.norm1)).to(cache.keys.dtype)
             query, key, value = qkv.view(B, 3, H, 1, D).unbind(1)
             keys, values = cache.keys[layer], cache.values[layer]
-            keys.index_copy_(2, position, key)
-            values.index_copy_(2, position, value)
+            keys.index_copy_(2, slot, key)
+            values.index_copy_(2, slot, value)
             attended = F.scaled_dot_product_attention(query, keys, values, mask[None, None, None])
             x = x + block.out(attended.reshape(B, H * D).to(self.dtype))
             x = x + block.down(block.up(self._normed(x, block.norm2)))
         return self.head(self._normed(x, self.norm)).float()
 
-    def _pass(self, x: Tensor, B: int, n: int) -> None:
+    def _pass(self, x: Tensor, B: int, n: int, mask: Tensor | None) -> None:
         """All blocks for n new tokens a row; x (B * n, C) is changed in place."""
         cache, H, D = self.cache, self.heads, self.head_width
-        mask = causal_mask(n, cache.length, x.device) if cache.length and n > 1 else None
+        if mask is None and cache.length and n > 1:
+            mask = causal_mask(n, cache.length, x.device)
         causal = n > 1 and mask is None  # a single new token may see everything there is
         for layer, block in enumerate(self.blocks):
             qkv = block.qkv(self._normed(x, block.norm1)).to(cache.keys.dtype)
@@ -238,11 +255,62 @@ def generate_tokens(
     Returns:
         (B, count) int64, ids of the joint vocabulary.
     """
+    return _draw(decoder, decoder.prefill(prefix), count, noise, settings, ids, None)
+
+
+def fill_between(
+    decoder: Decoder,
+    before: Tensor,
+    after: Tensor,
+    count: int,
+    noise: Tensor | Draw,
+    settings: SamplingSettings,
+    ids: range | None = None,
+    official: bool = False,
+) -> Tensor:
+    """The `count` tokens between two ends, each seeing both ends and the tokens before it (TATS section 2.3).
+
+    The ends are taken in once, in one pass, under the mask and at the positions of training.
+
+    Args:
+        decoder: of an interpolation transformer.
+        before: (B, p) condition tokens and the slice before.
+        after: (B, q) the slice after; its last token is never an input, as in training.
+        count: how many tokens to draw.
+        noise, settings, ids: as in `generate_tokens`.
+        official: as the released sampler does: the first token is read off at the last token of `after` instead of
+            the last of `before`, `after` stands one position too early, and the ends do not see each other.
+
+    Returns:
+        (B, count) int64, ids of the joint vocabulary.
+    """
+    p, device = before.shape[1], before.device
+    ends = torch.cat([before, after if official else after[:, :-1]], 1)
+    n = ends.shape[1]
+    places = torch.arange(n, device=device)
+    places[p:] += count - official
+    mask = torch.ones(n, n, dtype=torch.bool, device=device)
+    if official:
+        mask = causal_mask(n, 0, device)
+        mask[:, :p] = True
+    logits = decoder.prefill(ends, places, mask, n - 1 if official else p - 1)
+    return _draw(decoder, logits, count, noise, settings, ids, p)
+
+
+def _draw(
+    decoder: Decoder,
+    logits: Tensor,
+    count: int,
+    noise: Tensor | Draw,
+    settings: SamplingSettings,
+    ids: range | None,
+    place: int | None,
+) -> Tensor:
+    """Draw `count` tokens from `logits` (B, V) on; `place` is the first one's position, None: behind those held."""
     first, stop = (ids.start, ids.stop) if ids is not None else (0, decoder.config.vocabulary)
-    uniforms = noise.to(prefix.device) if isinstance(noise, Tensor) else None
-    tokens = torch.empty(len(prefix), count, dtype=torch.int64, device=prefix.device)
+    uniforms = noise.to(logits.device) if isinstance(noise, Tensor) else None
+    tokens = torch.empty(len(logits), count, dtype=torch.int64, device=logits.device)
     with torch.inference_mode():
-        logits = decoder.prefill(prefix)
         for i in range(count):
             logits = logits[:, first:stop]
             if uniforms is not None:
@@ -251,7 +319,8 @@ def generate_tokens(
                 drawn = cast(Draw, noise)(_probabilities(logits, settings))
             tokens[:, i] = drawn + first
             if i + 1 < count:
-                logits = decoder.extend(tokens[:, i : i + 1])
+                places = None if place is None else torch.tensor([place + i], device=logits.device)
+                logits = decoder.extend(tokens[:, i : i + 1], places)
     return tokens
 
 

@@ -5,8 +5,9 @@ import torch
 from goldens import Golden
 from torch import Tensor
 
+from longtake.nn.attention import between_mask
 from longtake.nn.transformer import Transformer, TransformerConfig
-from longtake.rollout.engine import Decoder, generate_tokens
+from longtake.rollout.engine import Decoder, fill_between, generate_tokens
 from longtake.rollout.sampling import SamplingSettings
 
 
@@ -53,7 +54,9 @@ def test_logits_are_the_official_ones(kind):
 
 def test_logits_under_the_interpolation_mask_are_the_official_ones():
     file = Golden("tats_transformer_interp")
-    mask = file.state["transformer.blocks.0.attn.mask"][0, 0].bool()
+    t, h, w = file.config["latent"]
+    mask = between_mask(1 + h * w, (t - 2) * h * w, h * w - 1)
+    assert torch.equal(mask, file.state["transformer.blocks.0.attn.mask"][0, 0].bool())
     logits = transformer(file)(inputs(file), mask=mask)
     file.check("logits", logits)
 
@@ -108,3 +111,36 @@ def test_one_window_and_its_logits_are_the_official_ones():
     drawn = generate_tokens(Decoder(model, len(raw)), label, raw.shape[1], uniforms, SamplingSettings(top_k=1))
     assert torch.equal(drawn, raw)
     file.check("logits_teacher", model(torch.cat([label, raw[:, :-1]], 1)))
+
+
+@pytest.mark.parametrize("official", [True, False], ids=["quirk", "corrected"])
+@pytest.mark.parametrize("compile", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_the_middle_between_two_slices_is_the_official_one(official, compile):
+    file = Golden("tats_sampling_interp")
+    first, last = file.inputs["first"], file.inputs["last"]
+    before = torch.cat([torch.full_like(first[:, :1], file.config["sos"]), first], 1)
+    expected = file.out["quirk_greedy_middle" if official else "corrected_greedy_middle"].flatten(1)
+    decoder = Decoder(transformer(file), len(first), compile=compile)
+    noise = torch.zeros(expected.shape)
+    for _ in range(2):  # a second segment starts afresh
+        drawn = fill_between(
+            decoder, before, last, expected.shape[1], noise, SamplingSettings(top_k=1), official=official
+        )
+        assert torch.equal(drawn, expected)
+
+
+def test_logits_of_the_middle_are_the_official_ones_and_what_the_sampler_sees():
+    file = Golden("tats_sampling_interp")
+    first, last, middle = file.inputs["first"], file.inputs["last"], file.out["corrected_greedy_middle"].flatten(1)
+    before = torch.cat([torch.full_like(first[:, :1], file.config["sos"]), first], 1)
+    p, count = before.shape[1], middle.shape[1]
+    model = transformer(file)
+    mask = between_mask(p, count, last.shape[1] - 1)
+    whole = model(torch.cat([before, middle, last[:, :-1]], 1), mask=mask)[:, p - 1 : p - 1 + count]
+    file.check("corrected_logits", whole)
+    decoder = Decoder(model, len(first))
+    places = torch.cat([torch.arange(p), torch.arange(p + count, p + count + last.shape[1] - 1)])
+    ends = torch.cat([before, last[:, :-1]], 1)
+    logits = [decoder.prefill(ends, places, torch.ones(len(places), len(places), dtype=torch.bool), p - 1)]
+    logits += [decoder.extend(middle[:, i : i + 1], torch.tensor([p + i])) for i in range(count - 1)]
+    torch.testing.assert_close(torch.stack(logits, 1), whole, rtol=1e-4, atol=1e-5)
