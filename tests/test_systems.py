@@ -27,8 +27,13 @@ TINY_TATS = replace(
 )
 CLASS_TATS = replace(TINY_TATS, prior=replace(TINY_TATS.prior, condition="label", dropout=0.1))
 CONFIGS = {name: ("tiny", TinyConfig()) for name in FAKES} | {"tats": ("tiny", TINY_TATS)}
-CASES = [(name, config) for name, (_, config) in CONFIGS.items()] + [("tats", CLASS_TATS)]
-IDS = [*CONFIGS, "tats-label"]
+SPARSE_TATS = replace(
+    CLASS_TATS,
+    every=2,
+    interpolator=replace(CLASS_TATS.interpolator, dropout=0.1, stage=CLASS_TATS.prior_stage),
+)
+CASES = [(name, config) for name, (_, config) in CONFIGS.items()] + [("tats", CLASS_TATS), ("tats", SPARSE_TATS)]
+IDS = [*CONFIGS, "tats-label", "tats-hierarchical"]
 LOOP = LoopSettings(log_every=1, validate_every=3, validate_batches=1, preview_every=6, checkpoint_every=2)
 
 

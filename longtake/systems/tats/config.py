@@ -111,8 +111,30 @@ class PriorStageConfig:
 
 
 @dataclass(frozen=True)
+class InterpolatorConfig:
+    """The transformer that fills the latent slices between two of a sparse prior (paper section 2.3)."""
+
+    layers: int = 24
+    """Blocks."""
+    heads: int = 16
+    """Attention heads."""
+    width: int = 1024
+    """Width of the residual stream."""
+    dropout: float = 0.0
+    """Dropout probability while training."""
+    block: int | None = None
+    """Positions; None: as many as two sparse slices and what lies between have tokens."""
+    stage: PriorStageConfig = PriorStageConfig()
+    """How it is trained."""
+
+    def __post_init__(self):
+        if self.width % self.heads:
+            raise ValueError(f"a width of {self.width} cannot be split into {self.heads} heads")
+
+
+@dataclass(frozen=True)
 class TATSConfig:
-    """TATS-base: a time-agnostic VQGAN and an autoregressive prior."""
+    """A time-agnostic VQGAN and an autoregressive prior; TATS-hierarchical if the prior is sparse."""
 
     frames: int = 16
     """Frames of a training clip."""
@@ -128,6 +150,11 @@ class TATSConfig:
     """First stage."""
     prior_stage: PriorStageConfig = PriorStageConfig()
     """Second stage."""
+    every: int = 1
+    """The prior predicts every so many-th latent slice, and the interpolator those between: TATS-base with 1,
+    TATS-hierarchical with 4. A window of the prior then spans `every` times `frames`."""
+    interpolator: InterpolatorConfig = InterpolatorConfig()
+    """The second transformer of TATS-hierarchical."""
     decode_window: int | None = None
     """Latent slices that the decoder sees at once in a long video; None: twice its receptive field."""
 
@@ -136,6 +163,10 @@ class TATSConfig:
         """Tokens (t, h, w) of a clip."""
         t, h, w = self.vqgan.compression
         return self.frames // t, self.size[0] // h, self.size[1] // w
+
+    def __post_init__(self):
+        if self.every < 1:
+            raise ValueError(f"every is {self.every} but must be at least 1")
 
 
 @dataclass(frozen=True)
@@ -152,6 +183,12 @@ class TATSSettings:
     """Latent slices of the past that a window starts with (p); None: all but one, as in the paper's section 2.1."""
     new: int = 1
     """Latent slices a window adds."""
+    first_top_k: int | None = None
+    """Tokens to choose from in the first window; None: as `top_k`."""
+    first_top_p: float | None = None
+    """Share of the probability in the first window; None: as `top_p`."""
+    official_quirk: bool = False
+    """Interpolate as the released sampler does, against the training mask (see docs/systems/tats.md)."""
     precision: Literal["float32", "bfloat16", "int8"] = "float32"
     """Of the prior's arithmetic; int8 is for CPUs only."""
     compile: bool = False
@@ -169,6 +206,7 @@ SIZES = {
         prior=PriorConfig(layers=2, heads=2, width=32),
         vqgan_stage=VQGANStageConfig(steps=20, batch=4, lr=1e-3, discriminator_start=5),
         prior_stage=PriorStageConfig(steps=20, batch=4, lr=1e-3),
+        interpolator=InterpolatorConfig(2, 2, 32, stage=PriorStageConfig(steps=20, batch=4, lr=1e-3)),
     ),
     "small": TATSConfig(
         size=(64, 64),

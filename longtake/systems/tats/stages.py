@@ -14,10 +14,13 @@ from longtake.data.batch import Batch
 from longtake.data.clips import ClipSpec, Draw
 from longtake.nn.losses import discriminator_loss, feature_matching_loss, generator_loss
 from longtake.nn.schedule import warmup_cosine
+from longtake.nn.transformer import Transformer
+from longtake.story import Story
 from longtake.systems.base import Engine, Losses, Stage
 from longtake.systems.tats.losses import prior_loss, psnr, reconstruction_loss, squared_loss
 
 if TYPE_CHECKING:
+    from longtake.systems.tats.config import PriorStageConfig
     from longtake.systems.tats.system import TATS
 
 
@@ -139,59 +142,86 @@ class VQGANStage(Stage):
 
 
 class PriorStage(Stage):
-    """Next-token prediction on the frozen VQGAN's tokens (section 2.1)."""
+    """Next-token prediction on the frozen VQGAN's tokens (section 2.1), of every slice or of every `every`-th."""
 
-    name = "prior"
-    trains = ("prior",)
     frozen = ("vqgan",)
 
     def __init__(self, system: TATS):
-        self.config = config = system.config.prior_stage
-        self.system, self.prior = system, system.prior
+        self.name = system.prior_name
+        self._begin(system, system.prior, system.config.prior_stage, system.config.frames * system.config.every)
+
+    def _begin(self, system: TATS, network: Transformer, config: PriorStageConfig, frames: int) -> None:
+        self.config, self.system, self.network = config, system, network
+        self.trains = (self.name,)
         self.steps, self.ema = config.steps, config.ema
         self.best_by = "val/loss" if config.keep_best else None
         before, after = system.vqgan.extra_frames()
         conditions = ("label",) if system.config.prior.condition == "label" else ()
-        spec = ClipSpec(system.config.frames + before + after, system.config.size, conditions=conditions)
+        spec = ClipSpec(frames + before + after, system.config.size, conditions=conditions)
         self.clips = {"clips": Draw(spec, config.batch)}
 
     def derive(self, batch: Batch) -> dict[str, Tensor]:
         """Tokens (B, t, h, w) of the clips; int32 for the cache."""
-        return {"tokens": self.system.vqgan.tokenize(batch["frames"]).to(torch.int32)}
+        return {"tokens": self.system.vqgan.tokenize(batch["frames"])[:, :: self.system.config.every].int()}
 
     def optimisers(self) -> dict[str, torch.optim.Optimizer]:
-        matrices = {id(m.weight): m.weight for m in self.prior.modules() if isinstance(m, torch.nn.Linear)}
-        rest = [p for p in self.prior.parameters() if id(p) not in matrices]
+        matrices = {id(m.weight): m.weight for m in self.network.modules() if isinstance(m, torch.nn.Linear)}
+        rest = [p for p in self.network.parameters() if id(p) not in matrices]
         groups = [
             {"params": list(matrices.values()), "weight_decay": self.config.weight_decay},
             {"params": rest, "weight_decay": 0.0},
         ]
-        return {"prior": torch.optim.AdamW(groups, lr=self.config.lr, betas=(0.9, 0.95))}
+        return {self.name: torch.optim.AdamW(groups, lr=self.config.lr, betas=(0.9, 0.95))}
 
     def schedule(self, step: int) -> float:
         return warmup_cosine(step, self.config.steps, self.config.warmup, self.config.decay)
 
+    def _predict(self, condition: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (B, n, V) and their targets (B, n) for condition tokens (B, c) and video tokens (B, t, h, w)."""
+        tokens = tokens.flatten(1)
+        logits = self.network(torch.cat([condition, tokens], 1)[:, :-1])
+        return logits[:, -tokens.shape[1] :], tokens
+
     def _loss(self, batch: Batch) -> Losses:
-        tokens = batch["tokens"].long().flatten(1) + self.system.offset
-        sequence = torch.cat([self.system.condition_tokens(batch["label"]), tokens], 1)
-        logits = self.prior(sequence[:, :-1])[:, -tokens.shape[1] :]
-        accuracy = (logits.argmax(-1) == tokens).float().mean()
-        return {"loss": prior_loss(logits, tokens), "accuracy": accuracy}
+        condition = self.system.condition_tokens(batch["label"])
+        logits, targets = self._predict(condition, batch["tokens"].long() + self.system.offset)
+        accuracy = (logits.argmax(-1) == targets).float().mean()
+        return {"loss": prior_loss(logits, targets), "accuracy": accuracy}
 
     def step(self, batches: dict[str, Batch], engine: Engine) -> dict[str, float]:
-        return engine.update("prior", self._loss, batches["clips"], self.config.clip)
+        return engine.update(self.name, self._loss, batches["clips"], self.config.clip)
 
     def validate(self, batches: dict[str, Batch]) -> dict[str, float]:
         losses = self._loss(batches["clips"])
         return {"val/loss": float(losses["loss"]), "val/accuracy": float(losses["accuracy"])}
 
-    def preview(self, batches: dict[str, Batch]) -> Tensor:
-        """Four new clips side by side."""
-        from longtake.story import Story
-
+    def preview(self, batches: dict[str, Batch]) -> Tensor | None:
+        """Four new clips side by side, once all networks can make them."""
+        if self.system.config.every > 1 and self.name == self.system.prior_name:
+            return None
         stories = [Story(frames=self.system.config.frames, seed=seed) for seed in range(4)]
         clips = torch.cat(list(self.system.generate(stories)), 2)
         return torch.cat(list(clips), 3)
+
+
+class InterpolatorStage(PriorStage):
+    """The slices between two that are `every` apart, from both ends (section 2.3).
+
+    The paper's code also counts the tokens of the ends, which they themselves can see; only the middle is learned
+    from, and only it counts here.
+    """
+
+    def __init__(self, system: TATS):
+        config = system.config
+        self.name = "interpolator"
+        frames = (config.every + 1) * config.vqgan.compression[0]
+        self._begin(system, system.interpolator, config.interpolator.stage, frames)
+
+    def derive(self, batch: Batch) -> dict[str, Tensor]:
+        return {"tokens": self.system.vqgan.tokenize(batch["frames"]).int()}
+
+    def _predict(self, condition: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        return self.system.predict_between(condition, tokens)
 
 
 def pick_frame(video: Tensor, frame: Tensor) -> Tensor:

@@ -1,5 +1,5 @@
-"""TATS-base as a system (Ge et al., "Long Video Generation with Time-Agnostic VQGAN and Time-Sensitive
-Transformer", ECCV 2022)."""
+"""TATS-base and TATS-hierarchical as one system (Ge et al., "Long Video Generation with Time-Agnostic VQGAN and
+Time-Sensitive Transformer", ECCV 2022)."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from longtake.errors import UserError
+from longtake.nn.attention import between_mask
 from longtake.nn.discriminators import PatchDiscriminator
 from longtake.nn.transformer import Transformer, TransformerConfig
 from longtake.rollout.rng import Rng
@@ -19,7 +20,7 @@ from longtake.systems.base import ModelInfo, Stage, System
 from longtake.systems.perceptual import load_perceptual
 from longtake.systems.tats.config import SIZES, TATSConfig, TATSSettings
 from longtake.systems.tats.rollout import sliding_window
-from longtake.systems.tats.stages import PriorStage, VQGANStage
+from longtake.systems.tats.stages import InterpolatorStage, PriorStage, VQGANStage
 from longtake.systems.tats.vqgan import VQGAN, WindowedDecoder, decoder_receptive_field
 
 
@@ -73,11 +74,25 @@ class TATS(System):
                 dropout=config.prior.dropout,
             )
         )
+        self.prior_name = "prior" if config.every == 1 else "sparse_prior"
         self.networks = {
             "vqgan": self.vqgan,
-            **({"prior": self.prior} if config.prior.layers else {}),
+            **({self.prior_name: self.prior} if config.prior.layers else {}),
             **{name: self._critic(dims) for dims, name in ((2, "image_discriminator"), (3, "video_discriminator"))},
         }
+        if config.every > 1:
+            wanted = config.interpolator
+            self.interpolator = Transformer(
+                TransformerConfig(
+                    vocabulary=self.offset + config.vqgan.codes,
+                    block=wanted.block or (config.every + 1) * h * w,
+                    layers=wanted.layers,
+                    heads=wanted.heads,
+                    width=wanted.width,
+                    dropout=wanted.dropout,
+                )
+            )
+            self.networks["interpolator"] = self.interpolator
         WindowedDecoder(self.vqgan, self.decode_window)  # refuses a window that is too short
 
     def _critic(self, dims: int) -> PatchDiscriminator:
@@ -92,15 +107,17 @@ class TATS(System):
 
     @property
     def seam_period(self) -> int:
-        """Every window adds `new` latent slices."""
-        return self.settings.new * self.config.vqgan.compression[0]
+        """Every window adds `new` latent slices, with those between if they are sparse."""
+        return self.settings.new * self.config.every * self.config.vqgan.compression[0]
 
     @property
     def inference(self) -> tuple[str, ...]:
-        return ("vqgan", "prior") if self.config.prior.layers else ("vqgan",)
+        priors = (self.prior_name,) if self.config.prior.layers else ()
+        return ("vqgan", *priors, *(("interpolator",) if self.config.every > 1 else ()))
 
     def stages(self) -> list[Stage]:
-        return [VQGANStage(self), PriorStage(self)] if self.config.prior.layers else [VQGANStage(self)]
+        priors = [PriorStage(self)] if self.config.prior.layers else []
+        return [VQGANStage(self), *priors, *([InterpolatorStage(self)] if self.config.every > 1 else [])]
 
     def perceptual(self) -> torch.nn.Module | None:
         """The perceptual distance of the first stage, if the recipe names one; LPIPS sees [-0.5, 0.5]."""
@@ -112,6 +129,22 @@ class TATS(System):
         if self.config.prior.condition == "label":
             return label.view(-1, 1)
         return torch.zeros(len(label), 1, dtype=torch.long, device=label.device)
+
+    def predict_between(self, condition: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """The interpolator's logits of the middle slices, each token given the ones before it.
+
+        Args:
+            condition: (B, c) ids.
+            tokens: (B, every + 1, h, w) ids of the joint vocabulary, both ends included.
+
+        Returns:
+            Logits (B, n, V) and targets (B, n) of the n middle tokens.
+        """
+        ends, middle = tokens[0, 0].numel(), tokens[0, 1:-1].numel()
+        sequence, past = torch.cat([condition, tokens.flatten(1)], 1), condition.shape[1] + ends
+        mask = between_mask(past, middle, ends - 1, tokens.device)
+        logits = self.interpolator(sequence[:, :-1], mask=mask)
+        return logits[:, past - 1 : past - 1 + middle], sequence[:, past : past + middle]
 
     @property
     def codebook_size(self) -> int:
