@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import warnings
 from pathlib import Path
 
@@ -58,4 +59,11 @@ def scripted(module: torch.nn.Module, path: Path) -> Path:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         torch.jit.script(module).save(str(path))
+    return path
+
+
+def lightning(path, state, sizes=(), **args):
+    """A checkpoint as the official trainer writes it."""
+    hyper = {"args": argparse.Namespace(**args)} if args else {}
+    torch.save({"state_dict": dict(state, **dict(sizes)), "hyper_parameters": hyper, "callbacks": {}}, path)
     return path

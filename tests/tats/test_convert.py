@@ -1,7 +1,6 @@
-import argparse
-
 import pytest
 import torch
+from conftest import lightning
 from goldens import FOLDER, Golden
 
 from longtake.errors import UserError
@@ -23,13 +22,6 @@ def build(official: Official) -> tuple[VQGAN, Transformer]:
     prior = Transformer(TransformerConfig(p.vocabulary, p.block, p.layers, p.heads, p.width)).eval()
     prior.load_state_dict(official.networks["prior"])
     return vqgan, prior
-
-
-def lightning(path, state, sizes=(), **args):
-    """A checkpoint as the official trainer writes it."""
-    hyper = {"args": argparse.Namespace(**args)} if args else {}
-    torch.save({"state_dict": dict(state, **dict(sizes)), "hyper_parameters": hyper, "callbacks": {}}, path)
-    return path
 
 
 @torch.no_grad()
@@ -105,7 +97,8 @@ def test_a_transformer_alone_that_does_not_tell_needs_help():
 def test_the_interpolation_mask_tells_its_slice(tmp_path):
     golden = Golden("tats_transformer_interp")
     args = {"n_head": 2, "unconditional": True, "sequence_length": 20, "resolution": 12}
-    assert read_official(lightning(tmp_path / "a.ckpt", golden.state, **args)).prior.unmasked == 9
+    found = read_official(lightning(tmp_path / "a.ckpt", golden.state, **args))
+    assert (found.prior, found.interpolator.unmasked) == (None, 9)
     causal = Golden("tats_transformer_class")
     path = lightning(tmp_path / "b.ckpt", causal.state, n_head=2, cond_stage_key="label")
     assert read_official(path, compression=(4, 4, 4)).prior.unmasked == 0

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import GOLDEN
+from conftest import GOLDEN, lightning
+from goldens import Golden
 from safetensors.torch import load_file
 
 from longtake.errors import UserError
@@ -69,9 +70,57 @@ def test_a_frame_size_that_cannot_be_is_refused():
         convert(PAIR, fps=10.0)
 
 
-def test_transformers_of_other_kinds_are_refused(tmp_path):
+@pytest.fixture
+def pair(tmp_path) -> list[Path]:
+    """A VQGAN, a sparse and an interpolation transformer as the authors' trainers write them. (The weights of both
+    transformers are those of the interpolation file.)"""
+    golden = Golden("tats_transformer_interp")
+    own = {k.removeprefix("first_stage_model."): v for k, v in golden.state.items() if "first_stage" in k}
+    told = {"n_head": 2, "unconditional": True, "resolution": 12}
+    causal = {k: v for k, v in golden.state.items() if not k.endswith("attn.mask")}
+    return [
+        lightning(tmp_path / "vqgan.ckpt", own, downsample=[4, 4, 4], sequence_length=16, resolution=12),
+        lightning(
+            tmp_path / "sparse.ckpt",
+            causal,
+            **told,
+            n_unmasked=0,
+            sequence_length=64,
+            sample_every_n_latent_frames=4,
+        ),
+        lightning(tmp_path / "between.ckpt", golden.state, **told, n_unmasked=9, sequence_length=20),
+    ]
+
+
+def test_a_hierarchical_pair_gives_the_official_logits_and_generates(pair):
+    system = convert(pair, fps=10.0)
+    assert system.inference == ("vqgan", "sparse_prior", "interpolator")
+    assert (system.config.frames, system.config.every, system.config.grid) == (16, 4, (4, 3, 3))
+    golden = Golden("tats_transformer_interp")
+    system.eval()
+    with torch.no_grad():
+        tokens = system.vqgan.tokenize(golden.inputs["video"] * 2) + system.offset
+        golden.check("z_indices", tokens.flatten(1))
+        condition = system.condition_tokens(torch.zeros(len(tokens), dtype=torch.long))
+        logits, targets = system.predict_between(condition, tokens)
+    assert torch.equal(targets, golden.out["targets"][:, 9:36])
+    assert (logits - golden.out["logits"][:, 9:36]).abs().max() < 1e-4
+    for quirk in (False, True):
+        system.settings = replace(system.settings, official_quirk=quirk)
+        video = torch.cat(list(system.generate([Story(frames=50)])), 2)
+        assert video.shape == (1, 3, 50, 12, 12)
+
+
+def test_half_a_pair_and_other_transformers_are_refused(pair, tmp_path):
+    vqgan, sparse, between = pair
+    with pytest.raises(UserError, match=r"half a hierarchical pair; give the interpolation transformer's"):
+        convert([vqgan, sparse], fps=10.0)
+    with pytest.raises(UserError, match=r"half a hierarchical pair; give the sparse transformer's"):
+        convert([vqgan, between], fps=10.0)
+    with pytest.raises(UserError, match="are two transformers of one kind"):
+        convert([vqgan, sparse, sparse], fps=10.0)
     files = torch.load(PAIR[1], weights_only=False)
-    files["hyper_parameters"]["args"].sample_every_n_latent_frames = 4
-    torch.save(files, tmp_path / "sparse.ckpt")
-    with pytest.raises(UserError, match="hierarchical transformer"):
-        convert([tmp_path / "sparse.ckpt", PAIR[0]], fps=10.0, size=(12, 16))
+    files["hyper_parameters"]["args"].cond_stage_key = "text"
+    torch.save(files, tmp_path / "text.ckpt")
+    with pytest.raises(UserError, match="holds a text transformer"):
+        convert([tmp_path / "text.ckpt", PAIR[0]], fps=10.0, size=(12, 16))

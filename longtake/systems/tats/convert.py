@@ -19,7 +19,7 @@ from longtake.errors import UserError
 from longtake.nn.conv import Padding
 from longtake.systems.base import ModelInfo, System
 from longtake.systems.foreign import read_foreign
-from longtake.systems.tats.config import PriorConfig, TATSConfig
+from longtake.systems.tats.config import InterpolatorConfig, PriorConfig, TATSConfig
 from longtake.systems.tats.vqgan import VQGANConfig
 
 State = dict[str, Tensor]
@@ -127,6 +127,8 @@ class Official:
     """The autoencoder; the padding quirk of the released code is set where it matters."""
     prior: OfficialPrior | None
     """The transformer, if a file of it was given."""
+    interpolator: OfficialPrior | None
+    """The interpolation transformer of a hierarchical pair, if a file of it was given."""
     frames: int | None
     """Frames of a training clip, if the file says so."""
     size: int | None
@@ -134,7 +136,8 @@ class Official:
     frame_step: int
     """Source frames between two frames of a clip."""
     networks: dict[str, State]
-    """State dicts by name: "vqgan", "prior", and where present "image_discriminator" and "video_discriminator"."""
+    """State dicts by name: "vqgan", and where present "prior", "interpolator", "image_discriminator" and
+    "video_discriminator"."""
 
     def hyper_parameters(self) -> dict[str, Any]:
         """All but the weights, as plain data."""
@@ -142,7 +145,8 @@ class Official:
 
 
 def read_official(*paths: Path | str, compression: tuple[int, int, int] | None = None) -> Official:
-    """Reads VQGAN.ckpt, TRANSFORMER.ckpt or both, in any order, running none of the code they name.
+    """Reads VQGAN.ckpt, TRANSFORMER.ckpt or both, in any order, running none of the code they name. Of a
+    hierarchical pair it takes both transformers.
 
     A transformer alone does for both networks if its training arguments fix the compression; otherwise give the
     VQGAN's file too, or `compression`.
@@ -151,31 +155,46 @@ def read_official(*paths: Path | str, compression: tuple[int, int, int] | None =
         UserError: a file is damaged or hostile, is not of TATS, or lacks a hyper-parameter that no shape tells.
     """
     vqgan: tuple[State, dict[str, Any], Path] | None = None
-    transformer: tuple[State, dict[str, Any], Path] | None = None
+    transformers: dict[bool, tuple[State, dict[str, Any], Path]] = {}  # of interpolation or not
     for path in map(Path, paths):
         state, arguments = _read(path)
         if "transformer.tok_emb.weight" in state:
-            transformer = state, arguments, path
+            interpolates = _unmasked(state, arguments) > 0
+            if interpolates in transformers:
+                other = transformers[interpolates][2]
+                raise UserError(f"{path} and {other} are two transformers of one kind; give one of each", code=2)
+            transformers[interpolates] = state, arguments, path
         elif "encoder.conv_first.conv.weight" in state:
             vqgan = state, arguments, path
         else:
             raise UserError(f"{path} holds no TATS network; give the VQGAN's or the transformer's .ckpt")
-    if transformer is None:
+    if not transformers:
         if vqgan is None:
             raise UserError("no checkpoint given; give the VQGAN's .ckpt, the transformer's, or both", code=2)
         state, arguments, path = vqgan
         config = vqgan_config(state, arguments, path, compression)
-        return _official(config, None, arguments, _networks(state))
-    state, arguments, path = transformer
+        return _official(config, None, None, arguments, _networks(state))
+    state, arguments, path = transformers.get(False) or transformers[True]
     embedded = _under(state, "first_stage_model.")
     weights = embedded or (vqgan[0] if vqgan else {})
     if not weights:
         raise UserError(f"{path} does not embed its VQGAN; give the VQGAN's .ckpt too")
-    prior = _prior_config(state, arguments, path, weights["codebook.embeddings"].shape[0])
+    codes = weights["codebook.embeddings"].shape[0]
+    prior = _prior_config(state, arguments, path, codes)
     if vqgan is None and compression is None:
         compression = _compression(prior, arguments, path, weights)
     config = vqgan_config(weights, vqgan[1] if vqgan else arguments, vqgan[2] if vqgan else path, compression)
-    return _official(config, prior, arguments, _networks(weights) | {"prior": prior_state(state)})
+    networks = {"prior" if False in transformers else "interpolator": prior_state(state)}
+    if False not in transformers:
+        return _official(config, None, prior, arguments, _networks(weights) | networks)
+    between = None
+    if True in transformers:
+        other, told, file = transformers[True]
+        between, networks["interpolator"] = _prior_config(other, told, file, codes), prior_state(other)
+        own = _under(other, "first_stage_model.")
+        if any(k in own and not torch.equal(own[k], v) for k, v in weights.items() if k.startswith("encoder.")):
+            raise UserError(f"{file} was trained on another VQGAN than {path}; give a pair that belongs together")
+    return _official(config, prior, between, arguments, _networks(weights) | networks)
 
 
 def vqgan_config(
@@ -232,13 +251,18 @@ def _networks(state: State) -> dict[str, State]:
 
 
 def _official(
-    config: VQGANConfig, prior: OfficialPrior | None, arguments: Mapping[str, Any], networks: dict[str, State]
+    config: VQGANConfig,
+    prior: OfficialPrior | None,
+    interpolator: OfficialPrior | None,
+    arguments: Mapping[str, Any],
+    networks: dict[str, State],
 ) -> Official:
     frames, size, step = (arguments.get(k) for k in ("sequence_length", "resolution", "sample_every_n_frames"))
     step = step if isinstance(step, int) and step > 0 else 1
     # The released loader cuts sequence_length frames and then keeps every step-th.
     frames = frames // step if isinstance(frames, int) else None
-    return Official(config, prior, frames, size if isinstance(size, int) else None, step, networks)
+    side = size if isinstance(size, int) else None
+    return Official(config, prior, interpolator, frames, side, step, networks)
 
 
 def _prior_config(state: State, arguments: Mapping[str, Any], path: Path, codes: int) -> OfficialPrior:
@@ -310,13 +334,13 @@ def convert(paths: list[Path], fps: float, size: tuple[int, int] | None = None) 
     alone makes a model that reconstructs; train a prior on top of it with --init vqgan=MODEL.
 
     Args:
-        paths: of the VQGAN, of the transformer, or of both.
+        paths: of the VQGAN, of the transformer, or of both; for TATS-hierarchical of both transformers.
         fps: frame rate of the footage, which the files do not tell; divided by the step between two frames of a
             clip, which they do.
         size: (height, width) of a frame, where the files tell it wrongly or not at all.
 
     Raises:
-        UserError: as `read_official`, a transformer that TATS-base is not (text, audio, hierarchical), or one
+        UserError: as `read_official`, a transformer on text or audio, half a hierarchical pair, or a transformer
             trained on another number of tokens than size and frames make.
     """
     from longtake.systems.folder import load_network
@@ -328,10 +352,14 @@ def convert(paths: list[Path], fps: float, size: tuple[int, int] | None = None) 
         missing = ", ".join(map(str, paths))
         raise UserError(f"{missing} lacks {error}; give whole files as the authors published them") from None
     names = ", ".join(str(p) for p in paths)
-    prior = found.prior
-    if prior and (prior.condition not in ("none", "label") or prior.unmasked or prior.every > 1):
-        kind = prior.condition if prior.condition not in ("none", "label") else "hierarchical"
-        raise UserError(f"{names} holds a {kind} transformer, which this version cannot run; give a TATS-base one")
+    prior, between = found.prior, found.interpolator
+    every = prior.every if prior else 1
+    for transformer in (prior, between):
+        if transformer and transformer.condition not in ("none", "label"):
+            raise UserError(f"{names} holds a {transformer.condition} transformer, which this version cannot run")
+    if (every > 1) != (between is not None):
+        missing = "the sparse" if between else "the interpolation"
+        raise UserError(f"{names} holds half a hierarchical pair; give {missing} transformer's .ckpt too")
     _, h, w = found.vqgan.compression
     size = size or ((found.size, found.size) if found.size else (16 * h, 16 * w))
     own = PriorConfig(layers=0)
@@ -345,7 +373,11 @@ def convert(paths: list[Path], fps: float, size: tuple[int, int] | None = None) 
             shared_start=prior.condition == "none" and prior.offset == 0,
         )
     classes = tuple(map(str, range(prior.offset))) if prior and prior.condition == "label" else ()
-    config = TATSConfig(frames=found.frames or 16, size=size, vqgan=found.vqgan, prior=own)
+    filling = InterpolatorConfig()
+    if between:
+        filling = InterpolatorConfig(between.layers, between.heads, between.width, block=between.block)
+    frames = (found.frames or 16 * every) // every
+    config = TATSConfig(frames=frames, size=size, vqgan=found.vqgan, prior=own, every=every, interpolator=filling)
     tokens = config.grid[0] * config.grid[1] * config.grid[2]
     if prior and tokens > prior.block:
         raise UserError(
@@ -353,7 +385,14 @@ def convert(paths: list[Path], fps: float, size: tuple[int, int] | None = None) 
             f"{size[0]}x{size[1]} are {tokens}; say the frame size it was trained on with --size HxW"
         )
     system = TATS(config, ModelInfo(fps=fps / found.frame_step, size=size, classes=classes))
+    slice_tokens = config.grid[1] * config.grid[2]
+    if between and (between.unmasked != slice_tokens or between.block < (every + 1) * slice_tokens):
+        raise UserError(
+            f"{names}: the interpolation transformer takes slices of {between.unmasked} tokens and {between.block} "
+            f"in all, but its pair has slices of {slice_tokens}, {every} apart"
+        )
     for name in system.inference:
-        state = {f"{name}.{key}": value for key, value in found.networks[name].items()}
+        network = found.networks["prior" if name == system.prior_name else name]
+        state = {f"{name}.{key}": value for key, value in network.items()}
         load_network(system, name, state, names)
     return system
