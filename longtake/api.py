@@ -39,7 +39,10 @@ class Video:
         self.frames_total: int = self.stories[0].frames or 0
         self.fps: float = self.stories[0].fps or system.info.fps
         self.size = system.info.size
-        self.given = 0
+
+    @property
+    def given(self) -> int:
+        return self.system.given_frames(self.stories)
 
     def chunks(self) -> Iterator[Tensor]:
         """Float (count, 3, t, H, W) in [-1, 1]; each call makes the same videos again."""
@@ -106,6 +109,7 @@ def generate(
     seconds: float | None = None,
     seed: int | None = None,
     label: str | None = None,
+    first_frames: str | Path | None = None,
     story: Story | str | Path | None = None,
     videos: int = 1,
     chunk: int | None = None,
@@ -118,6 +122,7 @@ def generate(
         seconds: the length in seconds; one of the two, or neither with a story.
         seed: of the first video; None: the story's, or 0.
         label: a class shown throughout.
+        first_frames: a video or a picture to go on from.
         story: a `Story` or a YAML file; other arguments that are given replace its fields.
         videos: how many, made together.
         chunk: frames a chunk; changes memory, never a frame.
@@ -131,6 +136,8 @@ def generate(
         told = replace(told, frames=frames, seconds=seconds)
     if label is not None:
         told = told.throughout(label=label)
+    if first_frames is not None:
+        told = replace(told, first_frames=str(first_frames))
     start = told.seed if seed is None else seed
     return Video(system, [replace(told, seed=start + i) for i in range(videos)], chunk)
 

@@ -205,6 +205,10 @@ class System(Trainable):
         """
         raise UserError(f"{self.name} has no tokenizer, so it cannot reconstruct a video", code=2)
 
+    def given_frames(self, stories: list[Story]) -> int:
+        """How many frames at the beginning of these resolved stories' videos are given, not made."""
+        return 0
+
     def compile(self) -> None:
         """Compile what generation runs through (torch.compile)."""
         for name in self.inference:

@@ -7,8 +7,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from conftest import moving_square
 
 from longtake import api
+from longtake.data import video
 from longtake.errors import UserError
 from longtake.rollout.engine import Decoder, generate_tokens
 from longtake.rollout.rng import Rng
@@ -196,7 +198,7 @@ def test_a_drawn_class_is_that_of_its_video_not_of_the_batch():
 def test_a_prior_without_classes_takes_no_label():
     made = system()
     assert made.offset == 1
-    with pytest.raises(UserError, match="tats cannot be steered by label; conditions it accepts: none"):
+    with pytest.raises(UserError, match="tats cannot be steered by label; conditions it accepts: --first-frames"):
         made.check(Story(frames=4, timeline=(Entry(label="a"),)))
 
 
@@ -215,3 +217,69 @@ def test_every_window_uses_the_positions_from_zero():
     ids = range(made.offset, made.offset + TINY.vqgan.codes)
     again = generate_tokens(Decoder(made.prior, 1), prefix, 16, noise, SamplingSettings(1.0, 0, 1.0), ids)
     assert torch.equal(again, out[:, 16 * 6 : 16 * 7])
+
+
+def footage(path, frames: int = 22, fps: float = 10.0, size: int = 16) -> str:
+    video.write_video(path, [moving_square(1, frames, size)], fps, crf=5, pixel_format="yuv444p")
+    return str(path)
+
+
+@pytest.mark.parametrize("every", [1, 3])
+def test_a_video_goes_on_from_given_frames(tmp_path, every):
+    made = system(replace(TINY, every=every))
+    file = footage(tmp_path / "a.mp4")
+    story = resolved(made, 64, first_frames=file)
+    n = {1: 20, 3: 16}[every]  # 22 frames are 5 slices; a sparse prior goes on from the fourth
+    assert made.given_frames([story]) == n
+    out = torch.cat(list(made.generate([story])), 2)
+    assert out.shape[2] == 64
+    given = torch.from_numpy(video.read_frames(file, range(n))).permute(3, 0, 1, 2).float() / 127.5 - 1
+    torch.testing.assert_close(out[0, :, :n], given)
+    known = made.vqgan.tokenize(given[None])
+    slices = rollout.latent_slices(made, [story], Rng([0]), known)
+    sparse = torch.cat(list(slices), 1)
+    assert torch.equal(sparse[:, : known[:, ::every].shape[1]], known[:, ::every])
+    again = torch.cat(list(made.generate([resolved(made, 64, first_frames=file, seed=1)])), 2)
+    assert torch.equal(again[:, :, :n], out[:, :, :n])
+    assert not torch.equal(again[:, :, n:], out[:, :, n:])
+    other = footage(tmp_path / "b.mp4", 40)
+    longer = torch.cat(list(made.generate([resolved(made, 64, first_frames=other)])), 2)
+    assert not torch.equal(longer[:, :, 40:], out[:, :, 40:])
+
+
+def test_the_first_new_slice_follows_the_given_ones():
+    made = system(keep=2, new=1)
+    known = torch.randint(32, (1, 5, 4, 4), generator=torch.Generator().manual_seed(0))
+    out = torch.cat(list(rollout.latent_slices(made, [resolved(made, 40)], Rng([0]), known)), 1).flatten(1)
+    prefix = torch.cat([torch.zeros(1, 1, dtype=torch.long), out[:, 48:80] + made.offset], 1)
+    noise = Rng([0]).uniform("token", range(80, 96))
+    ids = range(made.offset, made.offset + TINY.vqgan.codes)
+    again = generate_tokens(Decoder(made.prior, 1), prefix, 16, noise, SamplingSettings(1.0, 0, 1.0), ids)
+    assert torch.equal(again, out[:, 80:96] + made.offset)
+
+
+def test_pictures_other_rates_and_sizes_are_brought_to_the_models(tmp_path):
+    made = system()
+    picture = tmp_path / "a.png"
+    video.write_png(picture, moving_square(1, 1, 24)[0])
+    story = resolved(made, 20, first_frames=str(picture))
+    out = torch.cat(list(made.generate([story])), 2)
+    assert made.given_frames([story]) == 4
+    assert (out[:, :, :4] == out[:, :, :1]).all()
+    fast = footage(tmp_path / "fast.mp4", 44, fps=20.0, size=32)
+    assert made.given_frames([resolved(made, 64, first_frames=fast)]) == 20
+    assert api.generate(made, frames=64, first_frames=fast).given == 20
+
+
+def test_given_frames_that_cannot_be_used_are_refused(tmp_path):
+    made = system()
+    file = footage(tmp_path / "a.mp4")
+    with pytest.raises(UserError, match=r"a\.mp4 gives 22 frames and the video is to have 22"):
+        list(made.generate([Story(frames=22, first_frames=file)]))
+    short = footage(tmp_path / "b.mp4", 12)
+    with pytest.raises(UserError, match="equally many frames, got 22, 12"):
+        list(made.generate([Story(frames=40, first_frames=f) for f in (file, short)]))
+    with pytest.raises(UserError, match="give all or none"):
+        list(made.generate([Story(frames=40, first_frames=file), Story(frames=40)]))
+    with pytest.raises(UserError, match="missing"):
+        list(made.generate([Story(frames=40, first_frames=str(tmp_path / "missing.mp4"))]))

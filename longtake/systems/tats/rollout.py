@@ -13,6 +13,7 @@ from torch import Tensor
 
 from longtake.errors import UserError
 from longtake.rollout.engine import Decoder, fill_between, generate_tokens
+from longtake.rollout.given import first_frames
 from longtake.rollout.rng import Rng
 from longtake.rollout.sampling import SamplingSettings
 from longtake.story import Story
@@ -24,16 +25,55 @@ if TYPE_CHECKING:
 
 
 def sliding_window(system: TATS, stories: list[Story], rng: Rng) -> Iterator[Tensor]:
-    """Frames (B, 3, n, H, W) as their latent slices become decodable."""
+    """Frames (B, 3, n, H, W) as their latent slices become decodable; given frames come back as they were given."""
     decoder = WindowedDecoder(system.vqgan, system.decode_window)
-    slices = latent_slices(system, stories, rng)
-    for part in slices if system.config.every == 1 else with_between(system, stories, rng, slices):
+    frames = given_frames(system, stories)
+    known = None if frames is None else _slices_of(system, frames)
+    slices = latent_slices(system, stories, rng, known)
+    if system.config.every > 1:
+        slices = with_between(system, stories, rng, slices, known)
+    done = 0
+    for chunk in _decoded(decoder, slices):
+        if frames is not None and done < frames.shape[2]:
+            count = min(chunk.shape[2], frames.shape[2] - done)
+            chunk = torch.cat([frames[:, :, done : done + count].to(chunk), chunk[:, :, count:]], 2)
+        done += chunk.shape[2]
+        yield chunk
+
+
+def _decoded(decoder: WindowedDecoder, slices: Iterator[Tensor]) -> Iterator[Tensor]:
+    for part in slices:
         yield decoder.push(part)
     yield decoder.flush()
 
 
-def latent_slices(system: TATS, stories: list[Story], rng: Rng) -> Iterator[Tensor]:
+def given_frames(system: TATS, stories: list[Story]) -> Tensor | None:
+    """The given first frames (B, 3, n, H, W) that a video goes on from, None if there are none.
+
+    A latent slice takes several frames: those left over after the last whole slice are dropped, a picture is shown
+    for one slice. A sparse prior goes on from every `every`-th slice only.
+    """
+    frames = first_frames(stories, system.config.size)
+    if frames is None:
+        return None
+    factor, every = system.config.vqgan.compression[0], system.config.every
+    if frames.shape[2] < factor:
+        frames = torch.cat([frames, frames[:, :, -1:].expand(-1, -1, factor - frames.shape[2], -1, -1)], 2)
+    slices = 1 + (frames.shape[2] // factor - 1) // every * every
+    return frames[:, :, : slices * factor]
+
+
+def _slices_of(system: TATS, frames: Tensor) -> Tensor:
+    """Tokens (B, m, h, w) of given frames; copies stand in where real frames are wanted as padding."""
+    before, after = system.vqgan.extra_frames()
+    padded = torch.cat([frames[:, :, :1]] * before + [frames] + [frames[:, :, -1:]] * after, 2)
+    return system.vqgan.tokenize(padded.to(system.device))
+
+
+def latent_slices(system: TATS, stories: list[Story], rng: Rng, known: Tensor | None = None) -> Iterator[Tensor]:
     """Tokens (B, n, h, w) of the prior, window by window, enough for the stories' frames.
+
+    They start with those of `known` (B, m, h, w), the slices of given frames, that the prior deals with.
 
     The first window holds keep + new slices; each further one starts with the last `keep` slices, at the
     positions 0..keep-1 of the transformer, and adds `new`. Slice j of a video takes the uniform numbers of its
@@ -52,22 +92,31 @@ def latent_slices(system: TATS, stories: list[Story], rng: Rng) -> Iterator[Tens
     labels = _prior_labels(system, rng)
     context = torch.zeros(len(stories), 0, dtype=torch.long, device=system.device)
     done = 0
+    if known is not None:
+        start = known[:, :: config.every]
+        context, done = start.flatten(1) + system.offset, start.shape[1]
+        yield start
+    first = True
     while done < total:
-        count = settings.new if done else keep + settings.new
+        context = context[:, -keep * h * w :]
+        count = keep + settings.new - context.shape[1] // (h * w)
         condition = _condition(system, stories, labels, done * config.every)
         uniforms = rng.uniform("token", range(done * h * w, (done + count) * h * w)).to(system.device)
         prefix = torch.cat([condition, context], 1)
-        sampling = _sampling(settings, first=not done)
+        sampling = _sampling(settings, first)
         tokens = generate_tokens(prior, prefix, count * h * w, uniforms, sampling, _codes(system))
-        context = torch.cat([context, tokens], 1)[:, -keep * h * w :]
+        context = torch.cat([context, tokens], 1)
         yield (tokens - system.offset).view(len(stories), count, h, w)
-        done += count
+        done, first = done + count, False
 
 
-def with_between(system: TATS, stories: list[Story], rng: Rng, sparse: Iterator[Tensor]) -> Iterator[Tensor]:
+def with_between(
+    system: TATS, stories: list[Story], rng: Rng, sparse: Iterator[Tensor], known: Tensor | None = None
+) -> Iterator[Tensor]:
     """Tokens (B, n, h, w) of all slices, from those that are `every` apart (paper section 2.3).
 
-    Both ends of a segment are taken in once, then its tokens follow one another.
+    Both ends of a segment are taken in once, then its tokens follow one another. Segments within `known`, the
+    slices of given frames, stay as they are.
     """
     settings, every = system.settings, system.config.every
     interpolator = Decoder(system.interpolator, len(stories), settings.precision, settings.compile)
@@ -76,8 +125,12 @@ def with_between(system: TATS, stories: list[Story], rng: Rng, sparse: Iterator[
     segment = 0
     for slices in sparse:
         for after in slices.unbind(1):  # (B, h, w)
+            inside = slice(segment * every + 1, (segment + 1) * every + 1)
             if before is None:
                 yield after[:, None]
+            elif known is not None and inside.stop <= known.shape[1]:
+                yield known[:, inside]
+                segment += 1
             else:
                 count = (every - 1) * after[0].numel()
                 condition = _condition(system, stories, labels, segment * every + 1)

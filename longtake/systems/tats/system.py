@@ -19,7 +19,7 @@ from longtake.story import Story
 from longtake.systems.base import ModelInfo, Stage, System
 from longtake.systems.perceptual import load_perceptual
 from longtake.systems.tats.config import SIZES, TATSConfig, TATSSettings
-from longtake.systems.tats.rollout import sliding_window
+from longtake.systems.tats.rollout import given_frames, sliding_window
 from longtake.systems.tats.stages import InterpolatorStage, PriorStage, VQGANStage
 from longtake.systems.tats.vqgan import VQGAN, WindowedDecoder, decoder_receptive_field
 
@@ -34,14 +34,14 @@ class TATS(System):
     config_class: ClassVar[type] = TATSConfig
     settings_class: ClassVar[type] = TATSSettings
     sizes: ClassVar[dict] = SIZES
-    accepts = frozenset({"label"})
+    accepts = frozenset({"label", "first_frames"})
     config: TATSConfig
     settings: TATSSettings
 
     def __init__(self, config: TATSConfig, info: ModelInfo):
         super().__init__(config, info)
         self.settings = TATSSettings()
-        self.accepts = frozenset({"label"} if config.prior.condition == "label" else ())
+        self.accepts = frozenset({"first_frames", *(["label"] if config.prior.condition == "label" else [])})
         frames = config.frames
         if frames % config.vqgan.compression[0] or any(
             s % c for s, c in zip(config.size, config.vqgan.compression[1:], strict=True)
@@ -158,6 +158,10 @@ class TATS(System):
             padded = torch.cat([clip[:, :, :1]] * before + [clip] + [clip[:, :, -1:]] * after, 2)
             tokens = self.vqgan.tokenize(padded.to(self.device))
             yield clip, self.vqgan.detokenize(tokens), tokens, real
+
+    def given_frames(self, stories: list[Story]) -> int:
+        frames = given_frames(self, stories)
+        return 0 if frames is None else frames.shape[2]
 
     def compile(self) -> None:
         """The prior's step is what takes the time; the decoder's convolutions are fast as they are."""
