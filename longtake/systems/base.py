@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol, TypeVar
 
 import torch
@@ -54,6 +54,8 @@ class ModelInfo:
     samples_per_frame: int | None = None
     library: str = ""
     """Hash of the library."""
+    tokenizer: str = field(default="", repr=False)
+    """Of texts, as JSON (kept in tokenizer.json); empty where the model takes none."""
 
     @staticmethod
     def of(library: Library, size: tuple[int, int]) -> ModelInfo:
@@ -134,6 +136,11 @@ class Trainable(ABC):
     def __init__(self, config: Any, info: ModelInfo):
         self.config, self.info = config, info
         self.networks: dict[str, nn.Module] = {}
+
+    @classmethod
+    def learn_info(cls, config: Any, info: ModelInfo, library: Library) -> ModelInfo:
+        """What else a model of this configuration must know about a library before it is built (a tokenizer)."""
+        return info
 
     @abstractmethod
     def stages(self) -> list[Stage]:

@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -26,6 +27,7 @@ from longtake.errors import UserError
 from longtake.systems import system_class
 from longtake.systems.base import ModelInfo, System, Trainable
 
+TOKENIZER = "tokenizer.json"
 ASSETS = Path(__file__).parent.parent / "assets"
 SHARD = "4GB"
 
@@ -130,7 +132,10 @@ def load_trainable(
     cls = system_class(raw["system"])
     where = str(folder / "config.json")
     config = from_dict(cls.config_class, raw["config"], where)
-    model = cls(config, from_dict(ModelInfo, raw["info"], where))
+    info = from_dict(ModelInfo, raw["info"], where)
+    if (folder / TOKENIZER).is_file():
+        info = replace(info, tokenizer=(folder / TOKENIZER).read_text(encoding="utf-8"))
+    model = cls(config, info)
     state = read_state(folder)
     for net in model.inference:
         load_network(model, net, state, folder)
@@ -187,7 +192,7 @@ def save(
         "longtake": __version__,
         "system": system.name,
         "config": to_dict(system.config),
-        "info": to_dict(system.info),
+        "info": {k: v for k, v in to_dict(system.info).items() if k != "tokenizer"},
     }
     for left in folder.glob(".saving-*"):  # by a save that was killed
         shutil.rmtree(left, ignore_errors=True)
@@ -196,6 +201,8 @@ def save(
         save_torch_state_dict(tensors, scratch, filename_pattern=pattern, max_shard_size=SHARD)
         if card is not None:
             (Path(scratch) / "card.md").write_text(card)
+        if system.info.tokenizer:
+            (Path(scratch) / TOKENIZER).write_text(system.info.tokenizer, encoding="utf-8")
         (Path(scratch) / "config.json").write_text(json.dumps(raw, indent=1) + "\n")
         written = sorted(Path(scratch).iterdir(), key=lambda p: p.name == "config.json")
         for file in written:

@@ -32,7 +32,7 @@ def build(recipe: Recipe, library: Library) -> Trainable:
     """The system of a recipe, freshly initialised from its seed and then from `init`."""
     cls = system_class(recipe.system)
     torch.manual_seed(recipe.seed)
-    system = cls(recipe.config, ModelInfo.of(library, recipe.config.size))
+    system = cls(recipe.config, cls.learn_info(recipe.config, ModelInfo.of(library, recipe.config.size), library))
     for name, source in recipe.init.items():
         if name not in system.networks:
             known = ", ".join(system.networks)
@@ -146,8 +146,8 @@ class Trainer:
         return state
 
     def _restored(self, state: dict) -> Trainable:
-        info = ModelInfo.of(self.library, self.recipe.config.size)
-        system = system_class(self.recipe.system)(self.recipe.config, info)
+        cls, config = system_class(self.recipe.system), self.recipe.config
+        system = cls(config, cls.learn_info(config, ModelInfo.of(self.library, config.size), self.library))
         for name, network in system.networks.items():
             network.load_state_dict(state["networks"][name])
         return system

@@ -20,6 +20,22 @@ class DiscriminatorConfig:
 
 
 @dataclass(frozen=True)
+class TextConfig:
+    """How captions become the tokens before the video's (paper section 2.3)."""
+
+    length: int = 32
+    """Ids of a text, marks of start and end among them."""
+    vocabulary: int = 2000
+    """Most pieces of a tokenizer that is trained on the library's captions."""
+    tokenizer: str | None = None
+    """A tokenizer.json of your own, such as CLIP's, instead."""
+
+    def __post_init__(self):
+        if self.length < 3:
+            raise ValueError(f"a text of {self.length} tokens holds no word; give 3 or more")
+
+
+@dataclass(frozen=True)
 class PriorConfig:
     """The autoregressive transformer over tokens."""
 
@@ -33,8 +49,10 @@ class PriorConfig:
     """Dropout probability while training."""
     block: int | None = None
     """Positions of the transformer; None: as many as a clip has tokens."""
-    condition: Literal["none", "label"] = "none"
-    """What stands before the video tokens: a start token, or the class of the clip."""
+    condition: Literal["none", "label", "text"] = "none"
+    """What stands before the video tokens: a start token, the class of the clip, or its caption."""
+    text: TextConfig = TextConfig()
+    """How captions become tokens."""
     shared_start: bool = False
     """Official quirk: the start token shares the embedding of video code 0 instead of having one of its own."""
 

@@ -165,12 +165,13 @@ def _codes(system: TATS) -> range:
 
 def _condition(system: TATS, stories: list[Story], labels: Tensor, first_slice: int) -> Tensor:
     """What stands before the tokens of a window whose first new latent slice is given."""
-    return system.condition_tokens(_labels_at(system, stories, labels, first_slice)).to(system.device)
-
-
-def _labels_at(system: TATS, stories: list[Story], labels: Tensor, first_slice: int) -> Tensor:
-    """Class (B,) in force at the first new frame of a window; drawn from the prior where the story has none."""
     frame = first_slice * system.config.vqgan.compression[0]
+    prompts = [found[0] if (found := story.at("prompt", frame)) else "" for story in stories]
+    return system.condition_tokens(_labels_at(stories, labels, frame), prompts).to(system.device)
+
+
+def _labels_at(stories: list[Story], labels: Tensor, frame: int) -> Tensor:
+    """Class (B,) in force at the first new frame of a window; drawn from the prior where the story has none."""
     told = torch.cat([story.window(frame, 1)["label"][:, 0] for story in stories])
     return torch.where(told < 0, labels, told)
 

@@ -15,7 +15,7 @@ from longtake.data.clips import ClipSpec, Draw
 from longtake.nn.losses import discriminator_loss, feature_matching_loss, generator_loss
 from longtake.nn.schedule import warmup_cosine
 from longtake.nn.transformer import Transformer
-from longtake.story import Story
+from longtake.story import Entry, Story
 from longtake.systems.base import Engine, Losses, Stage
 from longtake.systems.tats.losses import prior_loss, psnr, reconstruction_loss, squared_loss
 
@@ -156,7 +156,7 @@ class PriorStage(Stage):
         self.steps, self.ema = config.steps, config.ema
         self.best_by = "val/loss" if config.keep_best else None
         before, after = system.vqgan.extra_frames()
-        conditions = ("label",) if system.config.prior.condition == "label" else ()
+        conditions = {"label": ("label",), "text": ("caption",)}.get(system.config.prior.condition, ())
         spec = ClipSpec(frames + before + after, system.config.size, conditions=conditions)
         self.clips = {"clips": Draw(spec, config.batch)}
 
@@ -183,7 +183,7 @@ class PriorStage(Stage):
         return logits[:, -tokens.shape[1] :], tokens
 
     def _loss(self, batch: Batch) -> Losses:
-        condition = self.system.condition_tokens(batch["label"])
+        condition = self.system.condition_of(batch)
         logits, targets = self._predict(condition, batch["tokens"].long() + self.system.offset)
         accuracy = (logits.argmax(-1) == targets).float().mean()
         return {"loss": prior_loss(logits, targets), "accuracy": accuracy}
@@ -196,10 +196,13 @@ class PriorStage(Stage):
         return {"val/loss": float(losses["loss"]), "val/accuracy": float(losses["accuracy"])}
 
     def preview(self, batches: dict[str, Batch]) -> Tensor | None:
-        """Four new clips side by side, once all networks can make them."""
+        """Up to four new clips side by side, once all networks can make them."""
         if self.system.config.every > 1 and self.name == self.system.prior_name:
             return None
-        stories = [Story(frames=self.system.config.frames, seed=seed) for seed in range(4)]
+        told = [(Entry(prompt=spans[0][2]),) for spans in batches["clips"].get("caption", []) if spans]
+        told = (told or [()] * 4)[:4]
+        frames = self.system.config.frames
+        stories = [Story(frames=frames, seed=i, timeline=timeline) for i, timeline in enumerate(told)]
         clips = torch.cat(list(self.system.generate(stories)), 2)
         return torch.cat(list(clips), 3)
 

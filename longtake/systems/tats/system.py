@@ -10,6 +10,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from longtake.data.batch import Batch
+from longtake.data.library import Library
+from longtake.data.text import TextTokenizer, read_tokenizer, train_tokenizer
 from longtake.errors import UserError
 from longtake.nn.attention import between_mask
 from longtake.nn.discriminators import PatchDiscriminator
@@ -27,21 +30,22 @@ from longtake.systems.tats.vqgan import VQGAN, WindowedDecoder, decoder_receptiv
 class TATS(System):
     """A VQGAN whose tokens do not depend on their place in the clip, and a transformer that slides over them.
 
-    Vocabulary of the prior: condition ids first (a start token, or the classes), then the codes.
+    Vocabulary of the prior: condition ids first (a start token, the classes, or pieces of text), then the codes.
     """
 
     name: ClassVar[str] = "tats"
     config_class: ClassVar[type] = TATSConfig
     settings_class: ClassVar[type] = TATSSettings
     sizes: ClassVar[dict] = SIZES
-    accepts = frozenset({"label", "first_frames"})
+    accepts = frozenset({"label", "prompt", "first_frames"})
     config: TATSConfig
     settings: TATSSettings
 
     def __init__(self, config: TATSConfig, info: ModelInfo):
         super().__init__(config, info)
         self.settings = TATSSettings()
-        self.accepts = frozenset({"first_frames", *(["label"] if config.prior.condition == "label" else [])})
+        asked = {"label": ["label"], "text": ["prompt"]}.get(config.prior.condition, [])
+        self.accepts = frozenset({"first_frames", *asked})
         frames = config.frames
         if frames % config.vqgan.compression[0] or any(
             s % c for s, c in zip(config.size, config.vqgan.compression[1:], strict=True)
@@ -62,12 +66,15 @@ class TATS(System):
                 "a prior conditioned on labels needs a library with classes; use config.prior.condition=none"
             )
         t, h, w = config.grid
-        self.offset = len(info.classes) if config.prior.condition == "label" else 1 - config.prior.shared_start
+        self.texts = self._tokenizer()
+        self.condition_length = self.texts.length if self.texts else 1
+        classes = len(info.classes) if config.prior.condition == "label" else 1 - config.prior.shared_start
+        self.offset = self.texts.size if self.texts else classes
         self.vqgan = VQGAN(config.vqgan)
         self.prior = Transformer(
             TransformerConfig(
                 vocabulary=self.offset + config.vqgan.codes,
-                block=config.prior.block or t * h * w,
+                block=config.prior.block or self.condition_length - 1 + t * h * w,
                 layers=config.prior.layers,
                 heads=config.prior.heads,
                 width=config.prior.width,
@@ -85,7 +92,7 @@ class TATS(System):
             self.interpolator = Transformer(
                 TransformerConfig(
                     vocabulary=self.offset + config.vqgan.codes,
-                    block=wanted.block or (config.every + 1) * h * w,
+                    block=wanted.block or self.condition_length - 1 + (config.every + 1) * h * w,
                     layers=wanted.layers,
                     heads=wanted.heads,
                     width=wanted.width,
@@ -124,11 +131,44 @@ class TATS(System):
         path = self.config.vqgan_stage.perceptual
         return load_perceptual(path, lpips_scale=0.5).requires_grad_(False) if path else None
 
-    def condition_tokens(self, label: Tensor) -> Tensor:
-        """What stands before the video tokens: labels (B,) -> ids (B, 1)."""
+    @classmethod
+    def learn_info(cls, config: TATSConfig, info: ModelInfo, library: Library) -> ModelInfo:
+        """The tokenizer of captions: the user's, or one trained on those of the training videos."""
+        wanted = config.prior.text
+        if config.prior.condition != "text":
+            return info
+        if wanted.tokenizer:
+            return replace(info, tokenizer=read_tokenizer(wanted.tokenizer))
+        texts = [text for i in library.split("train") for _, _, text in library.rows[i].captions]
+        return replace(info, tokenizer=train_tokenizer(texts, wanted.vocabulary))
+
+    def _tokenizer(self) -> TextTokenizer | None:
+        if self.config.prior.condition != "text":
+            return None
+        if not self.info.tokenizer:
+            raise UserError("a prior conditioned on text needs a tokenizer, and this model folder has none")
+        return TextTokenizer(self.info.tokenizer, self.config.prior.text.length)
+
+    def condition_tokens(self, label: Tensor, texts: list[str] | None = None) -> Tensor:
+        """What stands before the video tokens: labels (B,) or texts -> ids (B, c)."""
+        if self.texts is not None:
+            return self.texts(texts or [""] * len(label)).to(label.device)
         if self.config.prior.condition == "label":
             return label.view(-1, 1)
         return torch.zeros(len(label), 1, dtype=torch.long, device=label.device)
+
+    def condition_of(self, batch: Batch) -> Tensor:
+        """The same of training clips: their class, or the caption that holds for most of the clip."""
+        texts = None
+        if self.texts is not None:
+            texts = [max(spans, key=lambda s: s[1] - s[0], default=(0, 0, ""))[2] for spans in batch["caption"]]
+        return self.condition_tokens(batch["label"], texts)
+
+    def check(self, story: Story) -> Story:
+        story = super().check(story)
+        if self.texts is not None and story.at("prompt", 0) is None:
+            raise UserError("this model shows what a text says: give a --prompt, in force from the start", code=2)
+        return story
 
     def predict_between(self, condition: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """The interpolator's logits of the middle slices, each token given the ones before it.
