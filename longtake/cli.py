@@ -197,6 +197,9 @@ def parser() -> argparse.ArgumentParser:
         "--seam-period", type=_positive, metavar="F", help="frames between joins, for a folder of videos"
     )
     p.add_argument("--reference", metavar="DIR", help="real videos that those of a folder should equal: PSNR, SSIM")
+    p.add_argument(
+        "--given", type=_positive, default=0, metavar="N", help="give a model the first N frames of test videos"
+    )
     p.add_argument("--lpips", metavar="FILE", help="LPIPS weights: first frame against last")
     p.add_argument("--clip", metavar="DIR", help="a CLIP as transformers keeps it: CLIPSIM, VTM (needs texts)")
     p.add_argument("--cuts", metavar="FILE", help="TransNetV2 as TorchScript: shot cuts")

@@ -216,7 +216,7 @@ def evaluate_model(args: argparse.Namespace) -> None:
     if is_model(args.source) or not Path(args.source).is_dir():
         system = api.configure(api.load(args.source, device), parse_settings(args.set))
         count, frames = args.videos or protocol.fake_videos, args.frames or protocol.frames
-        source = ModelSource(system, library, count, frames, args.seed, protocol.to_bytes, args.samples)
+        source = ModelSource(system, library, count, frames, args.seed, protocol.to_bytes, args.samples, args.given)
     else:
         real = Path(args.reference) if args.reference else None
         source = FolderSource(

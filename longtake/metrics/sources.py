@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
+import weakref
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +18,7 @@ from longtake.data import video
 from longtake.data.library import Library, Row
 from longtake.data.prepare import read_captions
 from longtake.errors import UserError
+from longtake.metrics.real import clip_of
 from longtake.story import Entry, Story
 from longtake.systems.base import System
 from longtake.systems.folder import inference_state, weights_hash
@@ -65,6 +69,8 @@ class ModelSource:
         count, frames, seed: how many, how long, seeds seed .. seed + count - 1.
         to_bytes: "round" or "truncate".
         per_condition: samples of each test video's conditions.
+        given: so many first frames of the test video are given; what follows is measured, and compared with what
+            really follows if test videos are long enough.
     """
 
     def __init__(
@@ -76,23 +82,56 @@ class ModelSource:
         seed: int,
         to_bytes: str,
         per_condition: int = 1,
+        given: int = 0,
     ):
-        rows = library.split("test")
+        _check_division(count, per_condition)
+        self.system, self.library = system, library
+        self.count, self.to_bytes, self.seed, self.per_condition = count, to_bytes, seed, per_condition
+        self.frames = min(frames, system.max_frames or frames)
+        self.fps, self.size, self.seam_period = system.info.fps, system.info.size, system.seam_period
+        rows, self.compared = self._rows(given)
+        conditions = count // per_condition
+        self.rows = [rows[i // per_condition * len(rows) // conditions] for i in range(count)]
+        self.given = 0
+        shown: dict[int, str] = {}
+        if given:
+            folder = Path(tempfile.mkdtemp(prefix="longtake-given-"))
+            weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+            shown = {row: self._write(row, given, folder) for row in sorted(set(self.rows))}
+            first = _story(system, library, self.rows[0], given + self.frames, seed)
+            told = replace(first, first_frames=shown[self.rows[0]])
+            self.given = system.given_frames([system.check(told)])
+        stories = [_story(system, library, r, self.given + self.frames, seed + i) for i, r in enumerate(self.rows)]
+        self.stories = [
+            system.check(replace(story, first_frames=shown.get(row)))
+            for story, row in zip(stories, self.rows, strict=True)
+        ]
+
+    def _rows(self, given: int) -> tuple[list[int], bool]:
+        """Test videos that can give conditions, and whether what follows can be compared with them."""
+        rows, library = self.library.split("test"), self.library
         if not rows:
             raise UserError(
                 f"{library.path} has no test videos to take conditions from; prepare it with --test 0.2"
             )
-        _check_division(count, per_condition)
-        self.system, self.count, self.to_bytes, self.seed = system, count, to_bytes, seed
-        self.per_condition, conditions = per_condition, count // per_condition
-        self.frames = min(frames, system.max_frames or frames)
-        self.fps, self.size = system.info.fps, system.info.size
-        self.seam_period = system.seam_period
-        self.stories = [
-            system.check(_story(system, library, rows[i * len(rows) // conditions], self.frames, seed, j))
-            for i in range(conditions)
-            for j in range(i * per_condition, (i + 1) * per_condition)
-        ]
+        if not given:
+            return rows, False
+        if "first_frames" not in self.system.accepts | self.system.requires:
+            raise UserError(f"{self.system.name} takes no first frames; leave --given out", code=2)
+        for least, compared in ((given + self.frames, True), (given, False)):
+            if found := [row for row in rows if library.rows[row].frames >= least]:
+                return found, compared
+        raise UserError(f"{library.path} has no test video of {given} frames to give the first of", code=2)
+
+    def _write(self, row: int, given: int, folder: Path) -> str:
+        """The first frames of a test video as a file of their own, without loss."""
+        frames = clip_of(self.library, row, range(given), self.size)
+        path = folder / f"{row}{'.png' if given == 1 else '.mp4'}"
+        if given == 1:
+            video.write_png(path, frames[0])
+        else:
+            video.write_video(path, [frames], self.library.fps, crf=0, pixel_format="yuv444p")
+        return str(path)
 
     def identity(self) -> dict[str, Any]:
         return {"system": self.system.name, "weights": weights_hash(inference_state(self.system))}
@@ -104,19 +143,27 @@ class ModelSource:
             "conditions_from": "test split, evenly spread",
             "labels": [s.timeline[0].label if s.timeline else None for s in self.stories],
             "prompts": [[e.prompt for e in s.timeline if e.prompt is not None] for s in self.stories],
+            "given_frames": self.given,
             "sees_test_video": "source_video" in self.system.requires,
         }
 
     def stream(self, numbers: range) -> Iterator[list[np.ndarray]]:
+        skip = self.given
         for chunk in self.system.generate([self.stories[i] for i in numbers]):
-            yield [as_bytes(one, self.to_bytes) for one in chunk]
+            made = [as_bytes(one[:, skip:], self.to_bytes) for one in chunk]
+            skip = max(0, skip - chunk.shape[2])
+            if len(made[0]):
+                yield made
 
     def reference(self, number: int, start: int, count: int) -> np.ndarray | None:
-        """A sampled video has no one real video that it should equal."""
-        return None
+        """The real frames that follow the given ones; a video made without them has none that it should equal."""
+        if not self.compared:
+            return None
+        begin = self.given + start
+        return clip_of(self.library, self.rows[number], range(begin, begin + count), self.size)
 
     def text(self, number: int, frame: int) -> str | None:
-        found = self.stories[number].at("prompt", frame)
+        found = self.stories[number].at("prompt", self.given + frame)
         return found[0] if found else None
 
 
@@ -127,10 +174,10 @@ def _check_division(count: int, per_condition: int) -> None:
         )
 
 
-def _story(system: System, library: Library, row: int, frames: int, seed: int, number: int) -> Story:
+def _story(system: System, library: Library, row: int, frames: int, seed: int) -> Story:
     """A story with the conditions of one test video."""
     item = library.rows[row]
-    story = Story(frames=frames, seed=seed + number)
+    story = Story(frames=frames, seed=seed)
     timeline = _prompts(item, frames / library.fps) if "prompt" in system.accepts else []
     if "label" in system.accepts and item.label in system.info.classes:
         timeline = [Entry(label=item.label), *timeline]

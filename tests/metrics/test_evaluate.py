@@ -20,11 +20,13 @@ from longtake.metrics import summary
 from longtake.metrics.evaluate import OwnWeights, evaluate
 from longtake.metrics.extractors.base import Features
 from longtake.metrics.frechet import frechet_distance
+from longtake.metrics.images import psnr
 from longtake.metrics.protocol import PROTOCOLS, ClipKind
 from longtake.metrics.records import StoredRecord, write_record
 from longtake.metrics.result import Result
 from longtake.metrics.sources import FolderSource, ModelSource, as_bytes
 from longtake.nn.perceptual import PerceptualDistance
+from longtake.rollout.given import first_frames
 from longtake.systems.base import ModelInfo
 
 PROTOCOL = replace(
@@ -244,6 +246,41 @@ def test_diversity_among_the_samples_of_a_condition(library, system, tmp_path):
     assert [s.seed for s in samples.stories] == [5, 6, 7, 8, 9, 10]
     with pytest.raises(UserError, match="4 videos do not divide into 3 a condition"):
         FolderSource(mixed, None, 32, 32, per_condition=3)
+
+
+class Still(TinyContinuous):
+    """Goes on from given frames by showing the last one."""
+
+    accepts = frozenset({"label", "first_frames"})
+
+    def given_frames(self, stories):
+        return first_frames(stories, (16, 16)).shape[2] // 2 * 2  # takes frames in pairs
+
+    def rollout(self, stories, rng):
+        n = self.given_frames(stories)
+        frames = first_frames(stories, (16, 16))[:, :, :n]
+        yield torch.cat([frames, frames[:, :, -1:].expand(-1, -1, (stories[0].frames or 0) - n, -1, -1)], 2)
+
+
+def test_given_frames_are_left_out_and_what_follows_is_compared(library, tmp_path):
+    model = Still(TinyConfig(), ModelInfo.of(library, (16, 16))).eval()
+    made = ModelSource(model, library, 3, 20, 0, "round", given=5)
+    assert (made.given, made.frames, made.compared) == (4, 20, True)
+    result = evaluate(made, library, tmp_path / "a", PROTOCOL, [])
+    assert result.protocol["given_frames"] == 4
+    assert result.curves["PSNR"].x[-1] == 19
+    rows = library.split("test")
+    still = [library.frames(row, [3]).repeat(20, 0) for row in rows]
+    real = [library.frames(row, range(4, 24)) for row in rows]
+    expected = [psnr(a, b).clip(max=100) for a, b in zip(still, real, strict=True)]
+    assert result.figures["PSNR"].value == pytest.approx(np.mean(expected), rel=0.02)
+    assert result.figures["longest_still"].value == 20
+    longer = ModelSource(model, library, 3, 60, 0, "round", given=1)  # longer than the real videos
+    assert (longer.given, longer.compared) == (0, False)
+    with pytest.raises(UserError, match="has no test video of 50 frames"):
+        ModelSource(model, library, 3, 20, 0, "round", given=50)
+    with pytest.raises(UserError, match="tiny-continuous takes no first frames"):
+        ModelSource(TinyContinuous(TinyConfig(), model.info), library, 3, 20, 0, "round", given=2)
 
 
 def test_copies_of_training_videos_are_noticed(library, tmp_path):
