@@ -87,7 +87,7 @@ def config(padding: Padding, vqgan_steps: int, prior_steps: int) -> TATSConfig:
             ema=0.99,
         ),
         prior_stage=PriorStageConfig(
-            steps=prior_steps, batch=16, lr=1e-3, warmup=100, decay=True, clip=1.0, ema=0.99
+            steps=prior_steps, batch=8, lr=1e-3, warmup=100, decay=True, clip=1.0, ema=0.99
         ),
     )
 
@@ -246,15 +246,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", help="an Atari library")
     parser.add_argument("--output", required=True)
-    parser.add_argument("--arms", type=int, default=len(ARMS), help="only the first so many arms")
+    parser.add_argument("--arms", type=int, nargs="+", default=list(range(len(ARMS))), help="which, in their order")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--vqgan-steps", type=int, default=800)
-    parser.add_argument("--prior-steps", type=int, default=900)
+    parser.add_argument("--prior-steps", type=int, default=700)
     parser.add_argument("--precision", default="bf16")
     parser.add_argument("--table", action="store_true", help="only rewrite docs/results")
     args = parser.parse_args()
     folder = Path(args.output)
-    for arm in [] if args.table else list(ARMS)[: args.arms]:
+    for arm in [] if args.table else [list(ARMS)[i] for i in args.arms]:
         record = folder / f"{list(ARMS).index(arm)}-seed{args.seed}.json"
         if not record.exists():
             run = train(arm, args)
