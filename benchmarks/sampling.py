@@ -15,7 +15,7 @@ where the arm samples. The arms:
 * floor: `torch.sum` over as many bytes as the weights (embedding rows looked up, not read whole) and, half filled
   on average, the key-value cache take up; the cache at 2 bytes a number except in float32.
 
-On a CPU without bfloat16 arithmetic, bfloat16 runs at batch 1 only.
+On a CPU without bfloat16 arithmetic, bfloat16 runs at batch 1 and without the other libraries.
 """
 
 import argparse
@@ -222,7 +222,7 @@ def main() -> None:
             continue
         arms["floor", p, b] = lambda p=p, b=b: floor(config, p, b, count, device)
         arms["ours", p, b] = lambda p=p, b=b: ours(model, p, b, count, device, options.compile)
-        if p != "int8":  # neither of the others has int8 weights
+        if p != "int8" and not emulated(p, device):  # the others have no int8 weights, and crawl without the type
             arms["transformers", p, b] = lambda p=p, b=b: peer(config, p, b, count, device)
         if p == "float32":
             arms["recompute", p, b] = lambda p=p, b=b: recompute(model, p, b, count, device)
