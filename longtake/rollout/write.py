@@ -22,6 +22,7 @@ def write_videos(
     fps: float,
     frames: int,
     sheet: str | Path | None = None,
+    sounds: Sequence[np.ndarray | None] | None = None,
     seen: Callable[[Tensor], None] | None = None,
 ) -> None:
     """Write videos in lockstep; no half-written file is ever left under a final name.
@@ -31,6 +32,7 @@ def write_videos(
         paths: B files, mp4.
         fps: frames a second.
         frames: how many there are in all.
+        sounds: float32 (frames, samples a frame) that is heard in each video, None where it is silent.
         sheet: also write a contact sheet of evenly spaced frames, one row a video, as PNG.
         seen: called with every chunk once it is written.
     """
@@ -38,7 +40,10 @@ def write_videos(
     kept: list[list[np.ndarray]] = [[] for _ in paths]
     done = 0
     with ExitStack() as stack:
-        writers = [stack.enter_context(video.VideoWriter(path, fps)) for path in paths]
+        writers = [
+            stack.enter_context(video.VideoWriter(path, fps, *_track(sound, fps)))
+            for path, sound in zip(paths, sounds or [None] * len(paths), strict=True)
+        ]
         for chunk in chunks:
             for row, writer, one in zip(kept, writers, chunk, strict=True):
                 pixels = to_uint8(one)
@@ -51,3 +56,8 @@ def write_videos(
     if sheet:
         shots = np.stack([shot for row in kept for shot in row])
         video.write_png(sheet, video.contact_sheet(shots, columns=len(kept[0])))
+
+
+def _track(sound: np.ndarray | None, fps: float) -> tuple[np.ndarray | None, int | None]:
+    """Samples and their rate, as the writer wants them."""
+    return (None, None) if sound is None else (sound.reshape(-1), round(sound.shape[1] * fps))

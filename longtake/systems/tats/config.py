@@ -49,8 +49,8 @@ class PriorConfig:
     """Dropout probability while training."""
     block: int | None = None
     """Positions of the transformer; None: as many as a clip has tokens."""
-    condition: Literal["none", "label", "text"] = "none"
-    """What stands before the video tokens: a start token, the class of the clip, or its caption."""
+    condition: Literal["none", "label", "text", "audio"] = "none"
+    """What stands before the video tokens: a start token, the class of the clip, its caption, or its sound."""
     text: TextConfig = TextConfig()
     """How captions become tokens."""
     shared_start: bool = False
@@ -129,6 +129,28 @@ class PriorStageConfig:
 
 
 @dataclass(frozen=True)
+class SoundConfig:
+    """The VQGAN of spectrograms (paper section 3.4), for a prior conditioned on sound.
+
+    It is trained without critics, as the authors say; their released trainer reads the wrong tensor."""
+
+    vqgan: VQGANConfig = field(default_factory=lambda: VQGANConfig(codes=1024, compression=(4, 8, 8), channels=1))
+    """Its networks: patches of 64x16 numbers a frame become 8x2 tokens every fourth frame."""
+    steps: int = 100_000
+    """Updates."""
+    batch: int = 6
+    """Clips an update and process."""
+    lr: float = 9e-5
+    """Learning rate of Adam (betas 0.5, 0.9)."""
+    l1_weight: float = 4.0
+    """Weight of the mean absolute error, in [-0.5, 0.5]."""
+    clip: float | None = 1.0
+    """Largest gradient norm."""
+    ema: float | None = None
+    """Decay of averaged weights; the paper has none."""
+
+
+@dataclass(frozen=True)
 class InterpolatorConfig:
     """The transformer that fills the latent slices between two of a sparse prior (paper section 2.3)."""
 
@@ -173,6 +195,8 @@ class TATSConfig:
     TATS-hierarchical with 4. A window of the prior then spans `every` times `frames`."""
     interpolator: InterpolatorConfig = InterpolatorConfig()
     """The second transformer of TATS-hierarchical."""
+    sound: SoundConfig = field(default_factory=SoundConfig)
+    """The tokenizer of sound, where the prior is conditioned on it."""
     decode_window: int | None = None
     """Latent slices that the decoder sees at once in a long video; None: twice its receptive field."""
 
@@ -225,6 +249,12 @@ SIZES = {
         vqgan_stage=VQGANStageConfig(steps=20, batch=4, lr=1e-3, discriminator_start=5),
         prior_stage=PriorStageConfig(steps=20, batch=4, lr=1e-3),
         interpolator=InterpolatorConfig(2, 2, 32, stage=PriorStageConfig(steps=20, batch=4, lr=1e-3)),
+        sound=SoundConfig(
+            VQGANConfig(hidden=2, embedding=8, codes=16, compression=(4, 8, 8), channels=1, norm="group"),
+            steps=20,
+            batch=4,
+            lr=1e-3,
+        ),
     ),
     "small": TATSConfig(
         size=(64, 64),

@@ -16,6 +16,7 @@ from longtake.rollout.engine import Decoder, fill_between, generate_tokens
 from longtake.rollout.given import first_frames
 from longtake.rollout.rng import Rng
 from longtake.rollout.sampling import SamplingSettings
+from longtake.rollout.sound import sound_of
 from longtake.story import Story
 from longtake.systems.tats.config import TATSSettings
 from longtake.systems.tats.vqgan import WindowedDecoder
@@ -90,6 +91,7 @@ def latent_slices(system: TATS, stories: list[Story], rng: Rng, known: Tensor | 
     total = -(-(total - 1) // config.every) + 1
     prior = Decoder(system.prior, len(stories), settings.precision, settings.compile)
     labels = _prior_labels(system, rng)
+    heard = _sounds(system, stories)
     context = torch.zeros(len(stories), 0, dtype=torch.long, device=system.device)
     done = 0
     if known is not None:
@@ -99,8 +101,12 @@ def latent_slices(system: TATS, stories: list[Story], rng: Rng, known: Tensor | 
     first = True
     while done < total:
         context = context[:, -keep * h * w :]
-        count = keep + settings.new - context.shape[1] // (h * w)
-        condition = _condition(system, stories, labels, done * config.every)
+        held = context.shape[1] // (h * w)
+        count = keep + settings.new - held
+        if heard is None:
+            condition = _condition(system, stories, labels, done * config.every)
+        else:
+            condition = _heard(system, heard, done - held)
         uniforms = rng.uniform("token", range(done * h * w, (done + count) * h * w)).to(system.device)
         prefix = torch.cat([condition, context], 1)
         sampling = _sampling(settings, first)
@@ -149,6 +155,22 @@ def with_between(
                 yield torch.cat([middle, after[:, None]], 1)
                 segment += 1
             before = after
+
+
+def _sounds(system: TATS, stories: list[Story]) -> Tensor | None:
+    """What is heard in each story (B, T, S), None if the prior does not listen."""
+    samples = system.info.samples_per_frame
+    if system.sound is None or samples is None:
+        return None
+    return torch.stack([torch.from_numpy(sound_of(story, samples)) for story in stories])
+
+
+def _heard(system: TATS, sounds: Tensor, first_slice: int) -> Tensor:
+    """Tokens of what is heard during a window (section 2.3: both windows slide together); silence after the end."""
+    start = first_slice * system.config.vqgan.compression[0]
+    part = sounds[:, start : start + system.config.frames]
+    padded = torch.nn.functional.pad(part, (0, 0, 0, system.config.frames - part.shape[1]))
+    return system.sound_tokens(padded.to(system.device))
 
 
 def _sampling(settings: TATSSettings, first: bool) -> SamplingSettings:

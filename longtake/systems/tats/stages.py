@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from longtake.data.audio import spectrogram
 from longtake.data.batch import Batch
 from longtake.data.clips import ClipSpec, Draw
 from longtake.nn.losses import discriminator_loss, feature_matching_loss, generator_loss
@@ -141,10 +142,49 @@ class VQGANStage(Stage):
         return pair.permute(2, 3, 0, 4, 1, 5).flatten(2, 3).flatten(3, 4)
 
 
+class SoundStage(Stage):
+    """Reconstruction and commitment of spectrograms (section 3.4); no critics, as the authors trained it."""
+
+    name = "sound_vqgan"
+    trains = ("sound_vqgan",)
+
+    def __init__(self, system: TATS):
+        self.config, self.vqgan = system.config.sound, system.sound
+        self.steps, self.ema = self.config.steps, self.config.ema
+        spec = ClipSpec(system.config.frames, system.config.size, conditions=("audio",))
+        self.clips = {"clips": Draw(spec, self.config.batch)}
+
+    def optimisers(self) -> dict[str, torch.optim.Optimizer]:
+        assert self.vqgan is not None
+        return {"sound": torch.optim.Adam(self.vqgan.parameters(), lr=self.config.lr, betas=(0.5, 0.9))}
+
+    def _patches(self, batch: Batch) -> Tensor:
+        return spectrogram(batch["audio"])[:, None]
+
+    def _loss(self, batch: Batch) -> Losses:
+        assert self.vqgan is not None
+        patches = self._patches(batch)
+        result = self.vqgan(patches)
+        l1 = self.config.l1_weight * reconstruction_loss(patches, result.video)
+        q = result.quantised
+        codes = {"codebook/perplexity": q.perplexity, "codebook/used": q.used}
+        return {"loss": l1 + q.commitment_loss, "l1": l1, "commitment": q.commitment_loss, **codes}
+
+    def step(self, batches: dict[str, Batch], engine: Engine) -> dict[str, float]:
+        return engine.update("sound", self._loss, batches["clips"], self.config.clip)
+
+    def validate(self, batches: dict[str, Batch]) -> dict[str, float]:
+        assert self.vqgan is not None
+        patches = self._patches(batches["clips"])
+        result = self.vqgan(patches)
+        return {
+            "val/sound_l1": float(reconstruction_loss(patches, result.video)),
+            "val/codebook_used": float(result.quantised.used),
+        }
+
+
 class PriorStage(Stage):
     """Next-token prediction on the frozen VQGAN's tokens (section 2.1), of every slice or of every `every`-th."""
-
-    frozen = ("vqgan",)
 
     def __init__(self, system: TATS):
         self.name = system.prior_name
@@ -152,11 +192,12 @@ class PriorStage(Stage):
 
     def _begin(self, system: TATS, network: Transformer, config: PriorStageConfig, frames: int) -> None:
         self.config, self.system, self.network = config, system, network
-        self.trains = (self.name,)
+        self.trains, self.frozen = (self.name,), ("vqgan", *(["sound_vqgan"] if system.sound is not None else []))
         self.steps, self.ema = config.steps, config.ema
         self.best_by = "val/loss" if config.keep_best else None
         before, after = system.vqgan.extra_frames()
-        conditions = {"label": ("label",), "text": ("caption",)}.get(system.config.prior.condition, ())
+        asked = {"label": ("label",), "text": ("caption",), "audio": ("audio",)}
+        conditions = asked.get(system.config.prior.condition, ())
         spec = ClipSpec(frames + before + after, system.config.size, conditions=conditions)
         self.clips = {"clips": Draw(spec, config.batch)}
 
@@ -197,7 +238,7 @@ class PriorStage(Stage):
 
     def preview(self, batches: dict[str, Batch]) -> Tensor | None:
         """Up to four new clips side by side, once all networks can make them."""
-        if self.system.config.every > 1 and self.name == self.system.prior_name:
+        if self.system.sound is not None or (self.system.config.every > 1 and self.name == self.system.prior_name):
             return None
         told = [(Entry(prompt=spans[0][2]),) for spans in batches["clips"].get("caption", []) if spans]
         told = (told or [()] * 4)[:4]

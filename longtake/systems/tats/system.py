@@ -3,6 +3,7 @@ Time-Sensitive Transformer", ECCV 2022)."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import ClassVar
@@ -10,6 +11,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from longtake.data.audio import BANDS, COLUMNS, spectrogram
 from longtake.data.batch import Batch
 from longtake.data.library import Library
 from longtake.data.text import TextTokenizer, read_tokenizer, train_tokenizer
@@ -23,7 +25,7 @@ from longtake.systems.base import ModelInfo, Stage, System
 from longtake.systems.perceptual import load_perceptual
 from longtake.systems.tats.config import SIZES, TATSConfig, TATSSettings
 from longtake.systems.tats.rollout import given_frames, sliding_window
-from longtake.systems.tats.stages import InterpolatorStage, PriorStage, VQGANStage
+from longtake.systems.tats.stages import InterpolatorStage, PriorStage, SoundStage, VQGANStage
 from longtake.systems.tats.vqgan import VQGAN, WindowedDecoder, decoder_receptive_field
 
 
@@ -37,14 +39,14 @@ class TATS(System):
     config_class: ClassVar[type] = TATSConfig
     settings_class: ClassVar[type] = TATSSettings
     sizes: ClassVar[dict] = SIZES
-    accepts = frozenset({"label", "prompt", "first_frames"})
+    accepts = frozenset({"label", "prompt", "audio", "first_frames"})
     config: TATSConfig
     settings: TATSSettings
 
     def __init__(self, config: TATSConfig, info: ModelInfo):
         super().__init__(config, info)
         self.settings = TATSSettings()
-        asked = {"label": ["label"], "text": ["prompt"]}.get(config.prior.condition, [])
+        asked = {"label": ["label"], "text": ["prompt"], "audio": ["audio"]}.get(config.prior.condition, [])
         self.accepts = frozenset({"first_frames", *asked})
         frames = config.frames
         if frames % config.vqgan.compression[0] or any(
@@ -67,9 +69,13 @@ class TATS(System):
             )
         t, h, w = config.grid
         self.texts = self._tokenizer()
+        self.sound = self._sound_tokenizer()
         self.condition_length = self.texts.length if self.texts else 1
         classes = len(info.classes) if config.prior.condition == "label" else 1 - config.prior.shared_start
         self.offset = self.texts.size if self.texts else classes
+        if self.sound is not None:
+            columns = self.sound.latent_shape(config.frames, BANDS, COLUMNS)
+            self.condition_length, self.offset = math.prod(columns), config.sound.vqgan.codes
         self.vqgan = VQGAN(config.vqgan)
         self.prior = Transformer(
             TransformerConfig(
@@ -84,6 +90,7 @@ class TATS(System):
         self.prior_name = "prior" if config.every == 1 else "sparse_prior"
         self.networks = {
             "vqgan": self.vqgan,
+            **({"sound_vqgan": self.sound} if self.sound is not None else {}),
             **({self.prior_name: self.prior} if config.prior.layers else {}),
             **{name: self._critic(dims) for dims, name in ((2, "image_discriminator"), (3, "video_discriminator"))},
         }
@@ -120,11 +127,18 @@ class TATS(System):
     @property
     def inference(self) -> tuple[str, ...]:
         priors = (self.prior_name,) if self.config.prior.layers else ()
-        return ("vqgan", *priors, *(("interpolator",) if self.config.every > 1 else ()))
+        listening = ("sound_vqgan",) if self.sound is not None else ()
+        return ("vqgan", *listening, *priors, *(("interpolator",) if self.config.every > 1 else ()))
 
     def stages(self) -> list[Stage]:
         priors = [PriorStage(self)] if self.config.prior.layers else []
-        return [VQGANStage(self), *priors, *([InterpolatorStage(self)] if self.config.every > 1 else [])]
+        listening = [SoundStage(self)] if self.sound is not None else []
+        return [
+            VQGANStage(self),
+            *listening,
+            *priors,
+            *([InterpolatorStage(self)] if self.config.every > 1 else []),
+        ]
 
     def perceptual(self) -> torch.nn.Module | None:
         """The perceptual distance of the first stage, if the recipe names one; LPIPS sees [-0.5, 0.5]."""
@@ -149,6 +163,21 @@ class TATS(System):
             raise UserError("a prior conditioned on text needs a tokenizer, and this model folder has none")
         return TextTokenizer(self.info.tokenizer, self.config.prior.text.length)
 
+    def _sound_tokenizer(self) -> VQGAN | None:
+        if self.config.prior.condition != "audio":
+            return None
+        if self.config.every > 1:
+            raise UserError("a sparse prior cannot be conditioned on sound; use every: 1", code=2)
+        if not self.info.samples_per_frame:
+            raise UserError("a prior conditioned on sound needs a library whose videos all have it")
+        return VQGAN(self.config.sound.vqgan)
+
+    def sound_tokens(self, sound: Tensor) -> Tensor:
+        """Sound (B, T, S) of a clip's frames -> ids (B, c)."""
+        assert self.sound is not None
+        with torch.no_grad():
+            return self.sound.tokenize(spectrogram(sound)[:, None]).flatten(1)
+
     def condition_tokens(self, label: Tensor, texts: list[str] | None = None) -> Tensor:
         """What stands before the video tokens: labels (B,) or texts -> ids (B, c)."""
         if self.texts is not None:
@@ -158,7 +187,10 @@ class TATS(System):
         return torch.zeros(len(label), 1, dtype=torch.long, device=label.device)
 
     def condition_of(self, batch: Batch) -> Tensor:
-        """The same of training clips: their class, or the caption that holds for most of the clip."""
+        """The same of training clips: their class, their sound, or the caption that holds for most of the clip."""
+        if self.sound is not None:
+            before, _ = self.vqgan.extra_frames()
+            return self.sound_tokens(batch["audio"][:, before : before + self.config.frames])
         texts = None
         if self.texts is not None:
             texts = [max(spans, key=lambda s: s[1] - s[0], default=(0, 0, ""))[2] for spans in batch["caption"]]
@@ -168,6 +200,8 @@ class TATS(System):
         story = super().check(story)
         if self.texts is not None and story.at("prompt", 0) is None:
             raise UserError("this model shows what a text says: give a --prompt, in force from the start", code=2)
+        if self.sound is not None and story.at("audio", 0) is None:
+            raise UserError("this model shows what is heard: give --audio, playing from the start", code=2)
         return story
 
     def predict_between(self, condition: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
