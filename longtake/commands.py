@@ -20,7 +20,6 @@ from longtake.rollout.memory import steady_allocations
 from longtake.story import Story
 from longtake.systems.base import System
 
-DEFAULT_EXTRACTOR = "r3d-atari"
 console = Console(stderr=True)
 """Progress goes to stderr; what a command answers goes to stdout."""
 
@@ -195,7 +194,7 @@ def evaluate_model(args: argparse.Namespace) -> None:
     from longtake.data.library import Library
     from longtake.metrics.cuts import CutDetector
     from longtake.metrics.evaluate import OwnWeights, evaluate, knows
-    from longtake.metrics.extractors.registry import make_extractor
+    from longtake.metrics.extractors.registry import DEFAULT_EXTRACTOR, make_extractor
     from longtake.metrics.protocol import find_protocol
     from longtake.metrics.sources import FolderSource, ModelSource
     from longtake.metrics.text import ClipScorer
@@ -213,9 +212,15 @@ def evaluate_model(args: argparse.Namespace) -> None:
                 soft_wrap=True,
                 highlight=False,
             )
-    if is_model(args.source) or not Path(args.source).is_dir():
+    of_files = Path(args.source).is_dir() and not is_model(args.source)
+    for option, only_files in (("given", False), ("reference", True), ("seam_period", True)):
+        if getattr(args, option) and only_files != of_files:
+            kind = "a folder of videos" if only_files else "a model"
+            raise UserError(f"--{option.replace('_', '-')} goes with {kind}; leave it out", code=2)
+    if not of_files:
         system = api.configure(api.load(args.source, device), parse_settings(args.set))
-        count, frames = args.videos or protocol.fake_videos, args.frames or protocol.frames
+        count = args.videos or max(1, protocol.fake_videos // args.samples) * args.samples
+        frames = args.frames or protocol.frames
         source = ModelSource(system, library, count, frames, args.seed, protocol.to_bytes, args.samples, args.given)
     else:
         real = Path(args.reference) if args.reference else None

@@ -179,7 +179,11 @@ def test_a_story_and_what_replaces_it(model, tmp_path):
         (2, "settings of tats: top_k must be int, got 'few'", ["--frames", 4, "--set", "top_k=few"]),
         (2, "write it as NAME=VALUE", ["--frames", 4, "--set", "top_k"]),
         (2, "'down' is not a class of this model; it knows: left, right", ["--frames", 4, "--label", "down"]),
-        (2, "tats cannot be steered by prompt; conditions it accepts: --label", ["--frames", 4, "--prompt", "fog"]),
+        (
+            2,
+            "tats cannot be steered by prompt; conditions it accepts: --first-frames, --label",
+            ["--frames", 4, "--prompt", "fog"],
+        ),
         (2, "tats cannot be steered by last_frame", ["--frames", 4, "--last-frame", "x.png"]),
         (2, "generates at 15 fps only", ["--frames", 4, "--fps", 30]),
         (2, "fps must be above 0", ["--frames", 4, "--fps", 0]),

@@ -102,7 +102,7 @@ def prepare(
         crop: how a picture is fitted to `size`; see `video.resize`.
         test_fraction: expected share of test videos, where the source has no official split.
         split_seed: another seed, another split. A video's side depends on its name and the seed alone,
-            so adding videos moves no other.
+            so adding videos moves no other (but in a library too small for a test video, see docs/own-data.md).
         split_by: `group` keeps videos of one performer or source on one side.
         split_lists: official split files, such as trainlist01.txt and testlist01.txt.
         min_frames: shorter videos are left out (stills are not).
@@ -147,7 +147,7 @@ def prepare(
             writer.add(row)
         report.accepted = len(rows)
         if test_fraction > 0 and all(row.split == "train" for row in rows):
-            report.notes.append("there is no test split: all videos belong to one group (see --split-by)")
+            report.notes.append("there is no test split: the videos belong to too few groups (see --split-by)")
         report.rejected.sort()
         lines = [json.dumps({"file": f, "reason": r}, ensure_ascii=False) for f, r in report.rejected]
         (writer.folder / "rejected.jsonl").write_text("".join(line + "\n" for line in lines))
@@ -313,14 +313,15 @@ def _resized(frames: Iterable[np.ndarray], plan: _Plan) -> Iterator[np.ndarray]:
 def _divided(done: Sequence[tuple[Item, Row]], plan: _Plan) -> list[Row]:
     """Rows with their split: what the layout says, else by a hash of the video's or the group's name and the seed.
 
-    So a video stays on its side when others are added. In a library so small that none falls to the test split,
-    the one nearest to it does.
+    So a video stays on its side when others are added. Only in a library so small that none falls to the test
+    split, the video or group nearest to it does, of those that leave at least half of the videos for training.
     """
     lots = {item.name: _lot(item, plan) for item, _ in done if not item.split}
-    bar = plan.test
-    if 0 < bar <= min(lots.values(), default=1) and len(set(lots.values())) > 1 and len(lots) == len(done):
-        bar = float(np.nextafter(min(lots.values()), 1))
-    return [replace(row, split="test") if lots.get(item.name, 1) < bar else row for item, row in done]
+    sizes = Counter(lots.values())
+    if len(lots) == len(done) and 0 < plan.test <= min(sizes, default=0):
+        nearest = min((lot for lot, size in sizes.items() if 2 * size <= len(done)), default=None)
+        return [replace(row, split="test") if lots[item.name] == nearest else row for item, row in done]
+    return [replace(row, split="test") if lots.get(item.name, 1) < plan.test else row for item, row in done]
 
 
 def _lot(item: Item, plan: _Plan) -> float:

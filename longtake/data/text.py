@@ -94,7 +94,7 @@ class TextTokenizer:
             raise UserError(f"{where} is not a tokenizer.json ({error})", code=2) from None
         self.tokenizer.no_padding()
         self.tokenizer.no_truncation()
-        self.length, self.size = length, self.tokenizer.get_vocab_size()
+        self.length, self.size = length, 1 + max(self.tokenizer.get_vocab().values(), default=-1)
         marks = [self.tokenizer.token_to_id(mark) for mark in (START, END)]
         if None in marks:
             marks = [self.tokenizer.token_to_id(mark) for mark in ("<s>", "</s>")]

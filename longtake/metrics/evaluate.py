@@ -34,7 +34,7 @@ from longtake.metrics.cuts import CutDetector
 from longtake.metrics.extractors.base import Extractor
 from longtake.metrics.protocol import FIRST_16, Protocol
 from longtake.metrics.queue import FeatureQueue
-from longtake.metrics.real import check_size, real_features, real_motion, real_rows
+from longtake.metrics.real import check_size, real_clips, real_features, real_motion, real_rows
 from longtake.metrics.records import Record, StoredRecord, VideoMeter, kinds_within, usable, write_record
 from longtake.metrics.result import Result
 from longtake.metrics.sources import Source
@@ -137,9 +137,8 @@ def check_counts(source: Source, library: Library, protocol: Protocol, extractor
             code=2,
         )
     kinds = kinds_within(protocol, source.frames)
-    have = len(real_rows(library, protocol, min((k.span for k in kinds), default=protocol.window)))
-    clips = have * protocol.clips_a_video
-    if clips < least:
+    if kinds and (clips := real_clips(library, protocol, kinds[0])) < least:
+        have = len(real_rows(library, protocol, kinds[0].span))
         raise UserError(
             f"{library.path} gives {clips} real clips under protocol {protocol.name} ({protocol.real_split} split, "
             f"{have} videos that are long enough); {least} is the least: prepare more videos"

@@ -44,6 +44,12 @@ def starts(protocol: Protocol, kind: ClipKind, length: int, row: int, seed: int)
     return [round(i * room / max(1, count - 1)) for i in range(count)]
 
 
+def real_clips(library: Library, protocol: Protocol, kind: ClipKind) -> int:
+    """How many real clips of a kind a protocol draws."""
+    rows = real_rows(library, protocol, kind.span)
+    return sum(len(starts(protocol, kind, library.rows[row].frames, row, 0)) for row in rows)
+
+
 def real_features(
     library: Library,
     protocol: Protocol,

@@ -69,6 +69,7 @@ class ModelSource:
         count, frames, seed: how many, how long, seeds seed .. seed + count - 1.
         to_bytes: "round" or "truncate".
         per_condition: samples of each test video's conditions.
+        split: where conditions come from.
         given: so many first frames of the test video are given; what follows is measured, and compared with what
             really follows if test videos are long enough.
     """
@@ -83,48 +84,59 @@ class ModelSource:
         to_bytes: str,
         per_condition: int = 1,
         given: int = 0,
+        split: str = "test",
     ):
         _check_division(count, per_condition)
-        self.system, self.library = system, library
+        self.system, self.library, self.split = system, library, split
         self.count, self.to_bytes, self.seed, self.per_condition = count, to_bytes, seed, per_condition
         self.frames = min(frames, system.max_frames or frames)
         self.fps, self.size, self.seam_period = system.info.fps, system.info.size, system.seam_period
-        rows, self.compared = self._rows(given)
-        conditions = count // per_condition
-        self.rows = [rows[i // per_condition * len(rows) // conditions] for i in range(count)]
-        self.given = 0
         shown: dict[int, str] = {}
+        self.given, self.compared, rows = 0, False, library.split(split)
+        if not rows:
+            raise UserError(
+                f"{library.path} has no {split} videos to take conditions from; prepare it with --test 0.2"
+            )
         if given:
             folder = Path(tempfile.mkdtemp(prefix="longtake-given-"))
             weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+            rows = self._givers(rows, given, folder, seed)
+        conditions = count // per_condition
+        self.rows = [rows[i // per_condition * len(rows) // conditions] for i in range(count)]
+        if given:
             shown = {row: self._write(row, given, folder) for row in sorted(set(self.rows))}
-            first = _story(system, library, self.rows[0], given + self.frames, seed)
-            told = replace(first, first_frames=shown[self.rows[0]])
-            self.given = system.given_frames([system.check(told)])
         stories = [_story(system, library, r, self.given + self.frames, seed + i) for i, r in enumerate(self.rows)]
         self.stories = [
             system.check(replace(story, first_frames=shown.get(row)))
             for story, row in zip(stories, self.rows, strict=True)
         ]
 
-    def _rows(self, given: int) -> tuple[list[int], bool]:
-        """Test videos that can give conditions, and whether what follows can be compared with them."""
-        rows, library = self.library.split("test"), self.library
-        if not rows:
+    def _givers(self, rows: list[int], given: int, folder: Path, seed: int) -> list[int]:
+        """The videos whose first frames are given: those that can be compared with what follows, if there are any.
+
+        Sets how many frames the system makes of the given ones (whole latent slices), and whether to compare.
+        """
+        system, library = self.system, self.library
+        if "first_frames" not in system.accepts | system.requires:
+            raise UserError(f"{system.name} takes no first frames; leave --given out", code=2)
+        if abs(library.fps / self.fps - 1) > 1e-3:
             raise UserError(
-                f"{library.path} has no test videos to take conditions from; prepare it with --test 0.2"
+                f"{library.path} has {library.fps:g} frames a second and the model {self.fps:g}, so what is given "
+                f"would not fit; prepare the library with --fps {self.fps:g}"
             )
-        if not given:
-            return rows, False
-        if "first_frames" not in self.system.accepts | self.system.requires:
-            raise UserError(f"{self.system.name} takes no first frames; leave --given out", code=2)
-        for least, compared in ((given + self.frames, True), (given, False)):
-            if found := [row for row in rows if library.rows[row].frames >= least]:
-                return found, compared
-        raise UserError(f"{library.path} has no test video of {given} frames to give the first of", code=2)
+        rows = [row for row in rows if library.rows[row].frames >= given]
+        if not rows:
+            raise UserError(f"{library.path} has no {self.split} video of {given} frames to give the first of", 2)
+        told = _story(system, library, rows[0], given + self.frames, seed)
+        self.given = system.given_frames(
+            [system.check(replace(told, first_frames=self._write(rows[0], given, folder)))]
+        )
+        long = [row for row in rows if library.rows[row].frames >= max(given, self.given) + self.frames]
+        self.compared = bool(long)
+        return long or rows
 
     def _write(self, row: int, given: int, folder: Path) -> str:
-        """The first frames of a test video as a file of their own, without loss."""
+        """The first frames of a video as a file of their own, with next to no loss."""
         frames = clip_of(self.library, row, range(given), self.size)
         path = folder / f"{row}{'.png' if given == 1 else '.mp4'}"
         if given == 1:
@@ -140,7 +152,7 @@ class ModelSource:
         return {
             "seeds": [self.seed, self.seed + self.count - 1],
             "settings": dict(self.system.settings.__dict__),
-            "conditions_from": "test split, evenly spread",
+            "conditions_from": f"{self.split} split, evenly spread",
             "labels": [s.timeline[0].label if s.timeline else None for s in self.stories],
             "prompts": [[e.prompt for e in s.timeline if e.prompt is not None] for s in self.stories],
             "given_frames": self.given,
@@ -178,7 +190,7 @@ def _story(system: System, library: Library, row: int, frames: int, seed: int) -
     """A story with the conditions of one test video."""
     item = library.rows[row]
     story = Story(frames=frames, seed=seed)
-    timeline = _prompts(item, frames / library.fps) if "prompt" in system.accepts else []
+    timeline = _prompts(item, frames / system.info.fps) if "prompt" in system.accepts else []
     if "label" in system.accepts and item.label in system.info.classes:
         timeline = [Entry(label=item.label), *timeline]
     story = replace(story, timeline=tuple(timeline))
@@ -188,8 +200,15 @@ def _story(system: System, library: Library, row: int, frames: int, seed: int) -
 
 
 def _prompts(item: Row, seconds: float) -> list[Entry]:
-    """What a real video shows, as far as the made one is long."""
-    return [Entry(start=a, prompt=text) for a, _, text in sorted(item.captions) if a < seconds]
+    """What a real video shows, as far as the made one is long; nothing where no caption holds, as in training."""
+    entries, told_until = [], 0.0
+    for begin, end, text in sorted(item.captions):
+        if begin > told_until or (not entries and begin > 0):
+            entries.append(Entry(start=told_until, prompt=""))
+        entries.append(Entry(start=begin, prompt=text))
+        told_until = end
+    entries.append(Entry(start=told_until, prompt=""))
+    return [entry for entry in entries if entry.start < seconds]
 
 
 def as_bytes(one: Tensor, how: str) -> np.ndarray:

@@ -36,11 +36,11 @@ Curves = dict[str, Curve]
 
 
 def distances(protocol: Protocol, extractor: Extractor, records: Sequence[Record], real: Record) -> Figures:
-    """FVD and KVD of every clip kind that both sides have, and the ratio FVD16/FVD128."""
+    """FVD and KVD of every clip kind that both sides have enough of, and the ratio FVD16/FVD128."""
     name, found = extractor.name, {}
     for kind in protocol.clips:
         key = f"clip/{kind.name}"
-        if key not in real or f"{name}/{key}" not in records[0]:
+        if len(real.get(key, ())) < protocol.least_videos or f"{name}/{key}" not in records[0]:
             continue
         fake = np.concatenate([r[f"{name}/{key}"] for r in records])
         of_fake, of_real = np.arange(len(fake)), real[f"of/{kind.name}"]
@@ -223,9 +223,9 @@ def over_time(records: Sequence[Record], real: Sequence[Record], seam_period: in
 def perceptual(distance: PerceptualDistance, records: Sequence[Record]) -> Figures:
     """LPIPS between the first and the last frame (TATS Tab. 2)."""
     with torch.no_grad():
-        pairs = [
+        pairs = (
             torch.from_numpy(np.stack([r["first"], r["last"]])).permute(0, 3, 1, 2) / 127.5 - 1 for r in records
-        ]
+        )
         values = np.array([float(distance(p[:1], p[1:])) for p in pairs])
     return {"LPIPS-first-last": Figure(float(values.mean()), mean_interval(values), "", len(values))}
 
@@ -245,7 +245,9 @@ def text_match(name: str, records: Sequence[Record]) -> Figures:
 def shot_cuts(name: str, records: Sequence[Record], seam_period: int | None) -> tuple[Figures, Curves]:
     """Cuts that a detector sees, a thousand frames, and its mean probability at joins against elsewhere."""
     table = np.stack([r["cuts"] for r in records])
-    rate = 1000 * (table > LEVEL).mean(1)
+    cut = table > LEVEL
+    begins = cut[:, :1].sum(1) + (cut[:, 1:] & ~cut[:, :-1]).sum(1)  # a dissolve is one cut of several frames
+    rate = 1000 * begins / table.shape[1]
     figures = {
         f"cuts[{name}]": Figure(float(rate.mean()), mean_interval(rate), "a thousand frames", len(table)),
     }

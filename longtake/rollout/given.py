@@ -12,41 +12,60 @@ from longtake.data import video
 from longtake.errors import UserError
 from longtake.story import Story
 
+MOST = 512
+"""Most given frames: they are encoded at once."""
 PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 
 
-def first_frames(stories: list[Story], size: tuple[int, int]) -> Tensor | None:
-    """The given first frames (B, 3, n, H, W) in [-1, 1] of stories that are told together; None if none gives any.
-
-    Videos are brought to the stories' frame rate (the frame on screen at each instant) and, like pictures, resized
-    and cropped to `size` (height, width). A picture is one frame.
+def count_first_frames(stories: list[Story]) -> int:
+    """How many first frames stories that are told together give; 0 if none gives any.
 
     Raises:
-        UserError: a file that cannot be read, one that leaves nothing to generate, or stories that give different
-            numbers of frames.
+        UserError: a file that cannot be read, one that is too long or leaves nothing to generate, or stories that
+            give different numbers of frames.
     """
     if all(story.first_frames is None for story in stories):
+        return 0
+    if any(story.first_frames is None for story in stories):
+        raise UserError("one video starts with given frames and another does not; give all or none", code=2)
+    counts = [len(_wanted(story)) for story in stories]
+    if len(set(counts)) > 1:
+        shown = ", ".join(map(str, counts))
+        raise UserError(f"videos made together must start with equally many frames, got {shown}", code=2)
+    for story, count in zip(stories, counts, strict=True):
+        if count > MOST:
+            raise UserError(f"{story.first_frames} gives {count} frames; cut it to the last {MOST} at most", code=2)
+        if count >= (story.frames or 0):
+            text = f"{story.first_frames} gives {count} frames and the video is to have {story.frames}"
+            raise UserError(f"{text}; ask for more --frames", code=2)
+    return counts[0]
+
+
+def first_frames(stories: list[Story], size: tuple[int, int]) -> Tensor | None:
+    """The given first frames (B, 3, n, H, W) in [-1, 1] of stories that are told together; None if there are none.
+
+    Videos are brought to the stories' frame rate (the frame on screen at each instant) and, like pictures, resized
+    and cropped to `size` (height, width). A picture is one frame. Raises as `count_first_frames`.
+    """
+    if not count_first_frames(stories):
         return None
-    given = [_read(story) for story in stories]
-    if len({len(frames) for frames in given}) > 1:
-        counts = ", ".join(str(len(frames)) for frames in given)
-        raise UserError(f"videos made together must start with equally many frames, got {counts}", code=2)
-    resized = np.stack([video.resize(frames, size, "crop") for frames in given])
+    resized = np.stack([video.resize(_read(story), size, "crop") for story in stories])
     return torch.from_numpy(resized).permute(0, 4, 1, 2, 3).float().div_(127.5).sub_(1)
+
+
+def _wanted(story: Story) -> list[int]:
+    """Numbers of the file's frames, at the story's rate."""
+    path = Path(str(story.first_frames))
+    if path.suffix.lower() in PICTURES:
+        return [0]
+    info = video.probe(path)
+    rate = info.fps / (story.fps or info.fps)
+    return [min(int((i + 0.5) * rate), info.frames - 1) for i in range(max(1, round(info.frames / rate)))]
 
 
 def _read(story: Story) -> np.ndarray:
     """uint8 (n, H, W, 3)."""
-    if story.first_frames is None:
-        raise UserError("one video starts with given frames and another does not; give all or none", code=2)
-    path = Path(story.first_frames)
+    path = Path(str(story.first_frames))
     if path.suffix.lower() in PICTURES:
         return video.read_image(path)[None]
-    info, total = video.probe(path), story.frames or 0
-    rate = info.fps / (story.fps or info.fps)
-    wanted = [min(int((i + 0.5) * rate), info.frames - 1) for i in range(max(1, round(info.frames / rate)))]
-    if len(wanted) >= total:
-        raise UserError(
-            f"{path} gives {len(wanted)} frames and the video is to have {total}; ask for more --frames", code=2
-        )
-    return video.read_frames(path, wanted)
+    return video.read_frames(path, _wanted(story))

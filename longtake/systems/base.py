@@ -94,6 +94,9 @@ class Stage(ABC):
     derive: Callable[[Batch], dict[str, Tensor]] | None = None
     """Replaces `frames` by tensors that the frozen networks make of them, kept between epochs."""
 
+    derive_key: str = ""
+    """What the derived tensors depend on beside the frozen networks' weights and the clips."""
+
     @abstractmethod
     def optimisers(self) -> dict[str, torch.optim.Optimizer]:
         """Optimisers by name, over parameters of the networks in `trains`."""

@@ -80,6 +80,15 @@ def read_config(folder: Path) -> dict:
     return raw
 
 
+def read_tokenizer(name: str | Path) -> str:
+    """The tokenizer of a model folder, bundled name or Hub id; empty where it has none, or is no model yet."""
+    try:
+        file = (Path(name) if Path(name).is_dir() else find(name)) / TOKENIZER
+    except UserError:
+        return ""
+    return file.read_text(encoding="utf-8") if file.is_file() else ""
+
+
 def read_state(folder: Path) -> dict[str, Tensor]:
     """All tensors of model.safetensors, whole or sharded, on the CPU.
 
@@ -133,9 +142,7 @@ def load_trainable(
     where = str(folder / "config.json")
     config = from_dict(cls.config_class, raw["config"], where)
     info = from_dict(ModelInfo, raw["info"], where)
-    if (folder / TOKENIZER).is_file():
-        info = replace(info, tokenizer=(folder / TOKENIZER).read_text(encoding="utf-8"))
-    model = cls(config, info)
+    model = cls(config, replace(info, tokenizer=read_tokenizer(folder)))
     state = read_state(folder)
     for net in model.inference:
         load_network(model, net, state, folder)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -30,9 +31,9 @@ from longtake.train.stage import StageRun
 
 def build(recipe: Recipe, library: Library) -> Trainable:
     """The system of a recipe, freshly initialised from its seed and then from `init`."""
-    cls = system_class(recipe.system)
     torch.manual_seed(recipe.seed)
-    system = cls(recipe.config, cls.learn_info(recipe.config, ModelInfo.of(library, recipe.config.size), library))
+    tokenizers = [model_folder.read_tokenizer(source) for source in recipe.init.values()]
+    system = _fresh(recipe, library, next(filter(None, tokenizers), ""))
     for name, source in recipe.init.items():
         if name not in system.networks:
             known = ", ".join(system.networks)
@@ -42,6 +43,13 @@ def build(recipe: Recipe, library: Library) -> Trainable:
         path = model_folder.find(source)
         model_folder.load_network(system, name, model_folder.read_state(path), path)
     return system
+
+
+def _fresh(recipe: Recipe, library: Library, tokenizer: str) -> Trainable:
+    """The system of a recipe; texts are read by `tokenizer`, where there is one already."""
+    cls, config = system_class(recipe.system), recipe.config
+    info = replace(ModelInfo.of(library, config.size), tokenizer=tokenizer)
+    return cls(config, cls.learn_info(config, info, library))
 
 
 def pending_stages(system: Trainable) -> list[Stage]:
@@ -98,7 +106,10 @@ class Trainer:
         settings = self.settings.evaluation
         if settings.every is None:
             return None
-        return TrainingEvaluation(settings, system, self.library, self.folder, self.fabric.device)
+        evaluation = TrainingEvaluation(settings, system, self.library, self.folder, self.fabric)
+        if not evaluation.fits:
+            self.tell(f"{evaluation.extractor.name} was trained on other classes: its distances say little here")
+        return evaluation
 
     def _catch_signals(self) -> dict:
         """SIGTERM and the first Ctrl-C end the run at the next step, with a checkpoint; returns old handlers."""
@@ -146,8 +157,7 @@ class Trainer:
         return state
 
     def _restored(self, state: dict) -> Trainable:
-        cls, config = system_class(self.recipe.system), self.recipe.config
-        system = cls(config, cls.learn_info(config, ModelInfo.of(self.library, config.size), self.library))
+        system = _fresh(self.recipe, self.library, model_folder.read_tokenizer(self.folder))
         for name, network in system.networks.items():
             network.load_state_dict(state["networks"][name])
         return system
@@ -171,6 +181,8 @@ class Trainer:
         if stage.derive:
             used = {f"{n}.{k}": v for n in stage.frozen for k, v in system.networks[n].state_dict().items()}
             key = {"library": self.library.hash, "weights": model_folder.weights_hash(used), "stage": stage.name}
+            if stage.derive_key:
+                key["also"] = stage.derive_key
             derive = (self._on_device(stage.derive), key)
         if not self.first:
             self.fabric.barrier()

@@ -55,9 +55,12 @@ class StageRun:
         for name, network in system.networks.items():
             network.to(run.fabric.device).requires_grad_(name in stage.trains).train(name in stage.trains)
         self.engine = FabricEngine(run.fabric, system.networks, stage, self.settings.accumulate, run.recipe.seed)
+        self.best_of = f"{self.best_by} of {evaluation}" if evaluation and evaluation.best_by else self.best_by
         self.start, self.best = 0, None
         if resume and resume["step"]:
-            self.start, self.best = resume["step"], resume["best"]
+            self.start = resume["step"]
+            if resume.get("best_of", stage.best_by) == self.best_of:  # figures of another kind do not compare
+                self.best = resume["best"]
             self._load(resume)
         self.saved = f"{number}-{self.start:08d}-{stage.name}" if self.start else "none yet"
         self.loader = run.loader(stage, system, "train")
@@ -213,7 +216,8 @@ class StageRun:
         """What every checkpoint holds."""
         networks = {n: net.state_dict() for n, net in self.system.networks.items()}
         best = self.best if step else None
-        return {"stage": number, "step": step, "best": best, "library": self.run.library.hash, "networks": networks}
+        state = {"stage": number, "step": step, "best": best, "best_of": self.best_of}
+        return {**state, "library": self.run.library.hash, "networks": networks}
 
     @property
     def _best_file(self):

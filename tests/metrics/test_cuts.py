@@ -15,6 +15,7 @@ from longtake.metrics.cuts import CutDetector, CutMeter
 from longtake.metrics.evaluate import OwnWeights, evaluate
 from longtake.metrics.protocol import PROTOCOLS
 from longtake.metrics.sources import FolderSource
+from longtake.metrics.summary import shot_cuts
 
 
 class Jumps(nn.Module):
@@ -80,6 +81,13 @@ def test_cuts_in_an_evaluation(detector, tmp_path):
     assert result.figures["cuts[transnetv2]"].value == pytest.approx(1000 * 2 / 40)
     assert result.figures["cut-at-joins[transnetv2]"].value > 0.99
     assert result.protocol["cuts"] == {"name": "transnetv2", "hash": detector.hash}
+
+
+def test_a_dissolve_is_one_cut():
+    cuts = np.zeros(100)
+    cuts[20:30], cuts[0], cuts[99] = 0.9, 0.9, 0.9
+    figures, _ = shot_cuts("x", [{"cuts": cuts}], None)
+    assert figures["cuts[x]"].value == pytest.approx(30)
 
 
 def test_other_files_are_refused(tmp_path):

@@ -311,7 +311,7 @@ def test_what_is_refused_and_what_is_said(system, library, tmp_path):
     refused("3 videos are too few", source(system, library, 3))
     refused("videos of 12 frames are too short", source(system, library, 6, 12))
     refused(
-        r"gives 27 real clips .* 40 is the least", source(system, library, 40), replace(PROTOCOL, least_videos=40)
+        r"gives 18 real clips .* 40 is the least", source(system, library, 40), replace(PROTOCOL, least_videos=40)
     )
     refused("takes none of the clips", extractors=[Pixels(99)])
     refused("two extractors are called pixels", extractors=[Pixels(), Pixels()])

@@ -27,7 +27,8 @@ def test_ticks_are_few_even_and_around_all_values(values):
 
 def test_frames_of_windows_have_plain_numbers():
     assert _ticks([0, 112]) == [0, 50, 100, 150]
-    assert _ticks([0.0127, 0.0149]) == [0.012, 0.013, 0.014, 0.015]
+    assert _ticks([0.0127, 0.0149]) == pytest.approx([0.012, 0.013, 0.014, 0.015])
+    assert len(set(_ticks([0, 3e-15]))) > 2
 
 
 def test_a_line_that_is_not_a_number_is_left_out():

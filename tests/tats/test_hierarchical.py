@@ -183,7 +183,13 @@ def test_the_sparse_prior_learns_from_every_nth_slice():
     assert PriorStage(made).preview({}) is None
 
 
+def test_tokens_of_other_steps_are_kept_apart():
+    keys = [PriorStage(system(replace(TINY, every=n, frames=24 // n))).derive_key for n in (2, 3)]
+    assert keys[0] != keys[1]
+    assert PriorStage(TATS(replace(TINY, every=1), ModelInfo(10.0, (16, 16)))).derive_key == ""
+
+
 def test_without_a_prior_there_is_no_rollout():
     made = TATS(replace(TINY, prior=replace(TINY.prior, layers=0)), ModelInfo(10.0, (16, 16)))
     with pytest.raises(UserError, match="no prior"):
-        list(made.rollout([Story(frames=4)], Rng([0])))
+        list(made.generate([Story(frames=4)]))

@@ -13,6 +13,7 @@ from longtake.data import video
 from longtake.data.batch import Batch
 from longtake.data.library import LibraryWriter, Row
 from longtake.errors import UserError
+from longtake.metrics.sources import _prompts
 from longtake.rollout.rng import Rng
 from longtake.story import Entry, Story
 from longtake.systems import folder
@@ -127,6 +128,23 @@ def test_the_loss_is_of_video_tokens_only(trained):
         assert float(stage._loss(changed)["loss"].detach()) != float(stage._loss(batch)["loss"].detach())
     story = made.check(Story(frames=30, timeline=(Entry(prompt="square"),)))
     assert torch.cat(list(made.generate([story])), 2).shape[2] == 30
+
+
+def test_fine_tuning_keeps_the_tokenizer_of_the_model(trained, captioned, tmp_path):
+    start = folder.load(trained)
+    other = replace(TINY, prior=replace(TEXT, text=TextConfig(length=8, vocabulary=280)))
+    recipe = Recipe("tats", "tiny", other, str(captioned), str(tmp_path / "tuned"), init={"prior": str(trained)})
+    tuned = folder.load(Trainer(replace(recipe, loop=LoopSettings(validate_batches=1))).run())
+    assert tuned.info.tokenizer == start.info.tokenizer
+
+
+def test_prompts_of_test_videos_leave_gaps_silent():
+    item = Row("v", "v.mp4", 60, 6.0, "test", captions=((1.0, 2.0, "a"), (3.0, 4.0, "b")))
+    told = [(e.start, e.prompt) for e in _prompts(item, 6.0)]
+    assert told == [(0.0, ""), (1.0, "a"), (2.0, ""), (3.0, "b"), (4.0, "")]
+    assert [e.prompt for e in _prompts(item, 2.5)] == ["", "a", ""]
+    whole = Row("v", "v.mp4", 60, 6.0, "test", captions=((0.0, 6.0, "a"),))
+    assert [(e.start, e.prompt) for e in _prompts(whole, 6.0)] == [(0.0, "a")]
 
 
 def test_a_library_without_captions_or_a_model_without_tokenizer_is_refused(library, tmp_path):

@@ -149,9 +149,9 @@ def prefixes(made: TATS, stories: list[Story], monkeypatch) -> list[list[int]]:
     seen = []
     condition = TATS.condition_tokens
 
-    def watching(self, label):
+    def watching(self, label, texts=None):
         seen.append(label.tolist())
-        return condition(self, label)
+        return condition(self, label, texts)
 
     monkeypatch.setattr(TATS, "condition_tokens", watching)
     tokens(made, stories)

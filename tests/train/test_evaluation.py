@@ -21,6 +21,7 @@ from longtake.train import evaluation
 from longtake.train.evaluation import EvaluationSettings
 from longtake.train.loop import Trainer
 from longtake.train.recipe import LoopSettings, Recipe
+from longtake.train.stage import StageRun
 
 
 @pytest.fixture(scope="module")
@@ -111,3 +112,34 @@ def test_a_classifier_makes_no_videos(footage, tmp_path):
     made = replace(recipe(footage, tmp_path / "run"), system="classifier", config=SIZES["tiny"])
     with pytest.raises(UserError, match="a classifier makes no videos"):
         Trainer(made).run()
+
+
+def test_settings_that_mean_nothing_are_refused():
+    for name in ("every", "videos", "frames", "batch"):
+        with pytest.raises(ValueError, match=f"{name} is 0 but must be at least 1"):
+            EvaluationSettings(**{name: 0})
+
+
+def test_another_figure_starts_its_own_record(footage, tmp_path):
+    """Weights that were best by one figure are not compared with figures of another kind."""
+    made = recipe(footage, tmp_path / "run", every=3)
+    before = replace(made, loop=replace(made.loop, evaluation=EvaluationSettings()))
+    finish = StageRun._finish
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(StageRun, "_measured", lambda self, *rest: setattr(self, "best", -1.0))
+
+        def killed(self):
+            raise KeyboardInterrupt
+
+        patch.setattr(StageRun, "_finish", killed)
+        with pytest.raises(KeyboardInterrupt):
+            Trainer(replace(before, loop=replace(before.loop, validate_every=2))).run()
+    assert StageRun._finish is finish
+    Trainer(made).run()  # goes on from step 3; its one evaluation is the best of its kind
+    assert (tmp_path / "run" / "checkpoints" / "best-generator.safetensors").is_file()
+
+
+def test_conditions_come_from_training_videos(footage, tmp_path):
+    run = Trainer(recipe(footage, tmp_path / "run", every=6)).run()
+    result = Result.read(run / "evaluations" / "generator-0000006" / "result.json")
+    assert result.protocol["conditions_from"] == "train split, evenly spread"

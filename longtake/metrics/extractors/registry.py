@@ -10,6 +10,8 @@ from longtake.errors import UserError
 from longtake.metrics.extractors.base import Extractor
 from longtake.metrics.extractors.torchscript import CALLS
 
+DEFAULT_EXTRACTOR = "r3d-atari"
+"""The bundled one."""
 FAMILIES = ("i3d", "i3d-eps5", "inception", "resnext", "videomae", *CALLS)
 """i3d: a state dict, batch norms with eps 1e-3; i3d-eps5: the same with 1e-5, as the code of TATS runs it."""
 

@@ -2,8 +2,7 @@
 
 Read from the authors' file (`resnext-101-kinetics.pth`) or any state dict in its layout (`conv1.weight`,
 `layer1.0.conv1.weight` ..., with or without `module.`). Features are the 2,048 pooled activations, as in the
-evaluation of G3AN, which the thesis uses: 16 frames from the middle of the clip, 112x112, values 0..255 less the
-mean, not divided.
+evaluation of G3AN, which the thesis uses: 16 frames, 112x112, values 0..255 less the mean, not divided.
 """
 
 from __future__ import annotations
@@ -88,9 +87,9 @@ class ResNeXtExtractor:
     """
 
     name = "resnext101-k400"
-    preprocessing = "middle 16 frames, bilinear to 112x112, 0..255 less (114.7748, 107.7354, 99.4750)"
+    preprocessing = "bilinear to 112x112, 0..255 less (114.7748, 107.7354, 99.4750)"
     dim: int | None = 2048
-    least, most = FRAMES, None
+    least, most = FRAMES, FRAMES
     classes: tuple[str, ...] = ()
 
     def __init__(self, path: str | Path, device: torch.device):
@@ -103,9 +102,8 @@ class ResNeXtExtractor:
 
     @torch.inference_mode()
     def __call__(self, clips: np.ndarray) -> Features:
-        start = (clips.shape[1] - FRAMES) // 2
-        middle = as_video(clips[:, start : start + FRAMES], self.device)
-        pooled, logits = self.network(resize_frames(middle, (SIDE, SIDE), antialias=False) - self.mean)
+        video = resize_frames(as_video(clips, self.device), (SIDE, SIDE), antialias=False)
+        pooled, logits = self.network(video - self.mean)
         return Features(pooled.float().cpu().numpy(), logits.float().softmax(-1).cpu().numpy())
 
 

@@ -52,10 +52,16 @@ def open_transformers(path: str | Path, config: str, model: str, what: str) -> t
     if not (Path(path) / "model.safetensors").is_file():
         raise UserError(f"{path} must be a folder with config.json and model.safetensors of a {what}", code=2)
     try:
-        settings = getattr(transformers, config).from_pretrained(str(path), local_files_only=True)
-        network = getattr(transformers, model).from_pretrained(
-            str(path), use_safetensors=True, local_files_only=True
+        told, _ = transformers.PretrainedConfig.get_config_dict(str(path), local_files_only=True)
+        kind = getattr(transformers, config)
+        if told.get("model_type") != kind.model_type:
+            raise ValueError(f"config.json says {told.get('model_type')}")
+        settings = kind.from_pretrained(str(path), local_files_only=True)
+        network, report = getattr(transformers, model).from_pretrained(
+            str(path), use_safetensors=True, local_files_only=True, output_loading_info=True
         )
+        if report["missing_keys"]:
+            raise ValueError(f"{sorted(report['missing_keys'])[0]} is missing")
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise UserError(f"{path} holds no {what} ({str(error).splitlines()[0]})", code=2) from None
     return settings, network.eval()

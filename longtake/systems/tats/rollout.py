@@ -13,7 +13,7 @@ from torch import Tensor
 
 from longtake.errors import UserError
 from longtake.rollout.engine import Decoder, fill_between, generate_tokens
-from longtake.rollout.given import first_frames
+from longtake.rollout.given import count_first_frames, first_frames
 from longtake.rollout.rng import Rng
 from longtake.rollout.sampling import SamplingSettings
 from longtake.rollout.sound import sound_of
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 def sliding_window(system: TATS, stories: list[Story], rng: Rng) -> Iterator[Tensor]:
     """Frames (B, 3, n, H, W) as their latent slices become decodable; given frames come back as they were given."""
     decoder = WindowedDecoder(system.vqgan, system.decode_window)
-    frames = given_frames(system, stories)
+    frames = read_given(system, stories)
     known = None if frames is None else _slices_of(system, frames)
     slices = latent_slices(system, stories, rng, known)
     if system.config.every > 1:
@@ -48,20 +48,24 @@ def _decoded(decoder: WindowedDecoder, slices: Iterator[Tensor]) -> Iterator[Ten
     yield decoder.flush()
 
 
-def given_frames(system: TATS, stories: list[Story]) -> Tensor | None:
-    """The given first frames (B, 3, n, H, W) that a video goes on from, None if there are none.
+def count_given(system: TATS, stories: list[Story]) -> int:
+    """How many frames a video goes on from: whole latent slices, after which a prior can go on.
 
-    A latent slice takes several frames: those left over after the last whole slice are dropped, a picture is shown
-    for one slice. A sparse prior goes on from every `every`-th slice only.
+    Those left over after the last one are dropped, a picture or less than a slice is shown for a slice. A sparse
+    prior goes on from every `every`-th slice only.
     """
-    frames = first_frames(stories, system.config.size)
+    given, factor = count_first_frames(stories), system.config.vqgan.compression[0]
+    every = system.config.every
+    return factor * (1 + (max(given, factor) // factor - 1) // every * every) if given else 0
+
+
+def read_given(system: TATS, stories: list[Story]) -> Tensor | None:
+    """The given first frames (B, 3, n, H, W) that a video goes on from, None if there are none."""
+    frames, count = first_frames(stories, system.config.size), count_given(system, stories)
     if frames is None:
         return None
-    factor, every = system.config.vqgan.compression[0], system.config.every
-    if frames.shape[2] < factor:
-        frames = torch.cat([frames, frames[:, :, -1:].expand(-1, -1, factor - frames.shape[2], -1, -1)], 2)
-    slices = 1 + (frames.shape[2] // factor - 1) // every * every
-    return frames[:, :, : slices * factor]
+    missing = max(0, count - frames.shape[2])
+    return torch.cat([frames[:, :, :count], frames[:, :, -1:].expand(-1, -1, missing, -1, -1)], 2)
 
 
 def _slices_of(system: TATS, frames: Tensor) -> Tensor:

@@ -188,6 +188,7 @@ class PriorStage(Stage):
 
     def __init__(self, system: TATS):
         self.name = system.prior_name
+        self.derive_key = f"every {system.config.every}" if system.config.every > 1 else ""
         self._begin(system, system.prior, system.config.prior_stage, system.config.frames * system.config.every)
 
     def _begin(self, system: TATS, network: Transformer, config: PriorStageConfig, frames: int) -> None:
@@ -240,8 +241,9 @@ class PriorStage(Stage):
         """Up to four new clips side by side, once all networks can make them."""
         if self.system.sound is not None or (self.system.config.every > 1 and self.name == self.system.prior_name):
             return None
-        told = [(Entry(prompt=spans[0][2]),) for spans in batches["clips"].get("caption", []) if spans]
-        told = (told or [()] * 4)[:4]
+        spans = batches["clips"].get("caption", [[] for _ in range(4)])[:4]
+        silent = (Entry(prompt=""),) if self.system.texts else ()
+        told = [(Entry(prompt=own[0][2]),) if own else silent for own in spans]
         frames = self.system.config.frames
         stories = [Story(frames=frames, seed=i, timeline=timeline) for i, timeline in enumerate(told)]
         clips = torch.cat(list(self.system.generate(stories)), 2)

@@ -23,8 +23,8 @@ from longtake.rollout.rng import Rng
 from longtake.story import Story
 from longtake.systems.base import ModelInfo, Stage, System
 from longtake.systems.perceptual import load_perceptual
-from longtake.systems.tats.config import SIZES, TATSConfig, TATSSettings
-from longtake.systems.tats.rollout import given_frames, sliding_window
+from longtake.systems.tats.config import SIZES, InterpolatorConfig, PriorConfig, TATSConfig, TATSSettings
+from longtake.systems.tats.rollout import count_given, sliding_window
 from longtake.systems.tats.stages import InterpolatorStage, PriorStage, SoundStage, VQGANStage
 from longtake.systems.tats.vqgan import VQGAN, WindowedDecoder, decoder_receptive_field
 
@@ -77,16 +77,7 @@ class TATS(System):
             columns = self.sound.latent_shape(config.frames, BANDS, COLUMNS)
             self.condition_length, self.offset = math.prod(columns), config.sound.vqgan.codes
         self.vqgan = VQGAN(config.vqgan)
-        self.prior = Transformer(
-            TransformerConfig(
-                vocabulary=self.offset + config.vqgan.codes,
-                block=config.prior.block or self.condition_length - 1 + t * h * w,
-                layers=config.prior.layers,
-                heads=config.prior.heads,
-                width=config.prior.width,
-                dropout=config.prior.dropout,
-            )
-        )
+        self.prior = self._transformer(config.prior, t * h * w)
         self.prior_name = "prior" if config.every == 1 else "sparse_prior"
         self.networks = {
             "vqgan": self.vqgan,
@@ -95,19 +86,22 @@ class TATS(System):
             **{name: self._critic(dims) for dims, name in ((2, "image_discriminator"), (3, "video_discriminator"))},
         }
         if config.every > 1:
-            wanted = config.interpolator
-            self.interpolator = Transformer(
-                TransformerConfig(
-                    vocabulary=self.offset + config.vqgan.codes,
-                    block=wanted.block or self.condition_length - 1 + (config.every + 1) * h * w,
-                    layers=wanted.layers,
-                    heads=wanted.heads,
-                    width=wanted.width,
-                    dropout=wanted.dropout,
-                )
-            )
+            self.interpolator = self._transformer(config.interpolator, (config.every + 1) * h * w)
             self.networks["interpolator"] = self.interpolator
         WindowedDecoder(self.vqgan, self.decode_window)  # refuses a window that is too short
+
+    def _transformer(self, size: PriorConfig | InterpolatorConfig, tokens: int) -> Transformer:
+        """Over the condition and so many tokens of video, of which the last is never an input."""
+        return Transformer(
+            TransformerConfig(
+                vocabulary=self.offset + self.config.vqgan.codes,
+                block=size.block or self.condition_length - 1 + tokens,
+                layers=size.layers,
+                heads=size.heads,
+                width=size.width,
+                dropout=size.dropout,
+            )
+        )
 
     def _critic(self, dims: int) -> PatchDiscriminator:
         """The discriminator of frames (2) or clips (3)."""
@@ -120,9 +114,13 @@ class TATS(System):
         return self.config.decode_window or 2 * sum(decoder_receptive_field(self.config.vqgan))
 
     @property
-    def seam_period(self) -> int:
-        """Every window adds `new` latent slices, with those between if they are sparse."""
-        return self.settings.new * self.config.every * self.config.vqgan.compression[0]
+    def seam_period(self) -> int | None:
+        """Every window adds `new` latent slices; between sparse ones every segment is made apart. None where the
+        first window's length is no multiple of that, so that joins are elsewhere."""
+        factor, new, keep = self.config.vqgan.compression[0], self.settings.new, self.settings.keep
+        if self.config.every > 1:
+            return self.config.every * factor
+        return None if (self.config.grid[0] - 1 if keep is None else keep) % new else new * factor
 
     @property
     def inference(self) -> tuple[str, ...]:
@@ -150,6 +148,8 @@ class TATS(System):
         """The tokenizer of captions: the user's, or one trained on those of the training videos."""
         wanted = config.prior.text
         if config.prior.condition != "text":
+            return replace(info, tokenizer="")
+        if info.tokenizer:
             return info
         if wanted.tokenizer:
             return replace(info, tokenizer=read_tokenizer(wanted.tokenizer))
@@ -200,6 +200,8 @@ class TATS(System):
         story = super().check(story)
         if self.texts is not None and story.at("prompt", 0) is None:
             raise UserError("this model shows what a text says: give a --prompt, in force from the start", code=2)
+        if not self.config.prior.layers:
+            raise UserError("this model has a tokenizer but no prior; train one on it with --init vqgan=MODEL")
         if self.sound is not None and story.at("audio", 0) is None:
             raise UserError("this model shows what is heard: give --audio, playing from the start", code=2)
         return story
@@ -234,19 +236,12 @@ class TATS(System):
             yield clip, self.vqgan.detokenize(tokens), tokens, real
 
     def given_frames(self, stories: list[Story]) -> int:
-        frames = given_frames(self, stories)
-        return 0 if frames is None else frames.shape[2]
+        return count_given(self, stories)
 
     def compile(self) -> None:
         """The prior's step is what takes the time; the decoder's convolutions are fast as they are."""
         self.settings = replace(self.settings, compile=True)
 
     def rollout(self, stories: list[Story], rng: Rng) -> Iterator[Tensor]:
-        """See `tats.rollout.sliding_window`.
-
-        Raises:
-            UserError: a model without a prior (prior.layers 0).
-        """
-        if not self.config.prior.layers:
-            raise UserError("this model has a tokenizer but no prior; train one on it with --init vqgan=MODEL")
+        """See `tats.rollout.sliding_window`."""
         return sliding_window(self, stories, rng)
