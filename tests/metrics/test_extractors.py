@@ -150,10 +150,10 @@ def test_videomae_through_transformers(tmp_path):
         make_extractor(f"videomae={tmp_path}")
     told = (tmp_path / "tiny" / "config.json").read_text()
     (tmp_path / "tiny" / "config.json").write_text(told.replace('"videomae"', '"clip"'))
-    with pytest.raises(UserError, match="holds no VideoMAE .*says clip"):
+    with pytest.raises(UserError, match=r"holds no VideoMAE .*says clip"):
         make_extractor(f"videomae={tmp_path / 'tiny'}")
     (tmp_path / "tiny" / "config.json").write_text(told.replace('"num_hidden_layers": 1', '"num_hidden_layers": 2'))
-    with pytest.raises(UserError, match="holds no VideoMAE .*is missing"):
+    with pytest.raises(UserError, match=r"holds no VideoMAE .*is missing"):
         make_extractor(f"videomae={tmp_path / 'tiny'}")
 
 
