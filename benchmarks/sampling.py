@@ -4,9 +4,9 @@
     python benchmarks/sampling.py --quick
     python benchmarks/sampling.py --device cuda --size paper --compile
 
-All arms run in turn in one process, several times over, each with every thread count; the best time of each arm
-counts, because other work on the machine only ever adds time. Random weights, one prefix token, top-k 2,048
-where the arm samples. The arms:
+All arms run in turn in one process, several times over, each with the thread count that is best for it in a short
+run; the best time of each arm counts, because other work on the machine only ever adds time. Random weights, one
+prefix token, top-k 2,048 where the arm samples. The arms:
 
 * ours: `generate_tokens` with a `Decoder`.
 * recompute: our transformer over the whole prefix for each token, head on the last position only. Timed at evenly
@@ -41,8 +41,11 @@ SIZES = {
     "paper": {"layers": 24, "width": 1024, "heads": 16},  # the released TATS models
 }
 VOCABULARY, TOKENS, TOP_K = 16_384, 1_024, 2_048
+TRIAL = 64
+"""Tokens of the runs that choose the number of threads."""
 SETTINGS = SamplingSettings(top_k=TOP_K, top_p=1.0)
 Arm = tuple[str, str, int]  # what, precision, batch
+Prepare = Callable[[int], Callable[[], float]]  # tokens -> a run that returns its seconds
 
 
 def floor(config: TransformerConfig, precision: str, batch: int, count: int, device: str) -> Callable[[], float]:
@@ -133,18 +136,24 @@ def timed(work: Callable[[], object], device: str) -> float:
 
 
 def measure(
-    arms: dict[Arm, Callable[[], Callable[[], float]]], threads: list[int], repeats: int
+    arms: dict[Arm, Prepare], threads: list[int], repeats: int, count: int, compiled: bool
 ) -> dict[Arm, tuple[float, int]]:
-    """The best (seconds, threads) of each arm. Arms are set up one at a time to keep memory low."""
+    """The best (seconds, threads) of each arm: a short run tells its best thread count, full runs the time.
+
+    Arms are set up one at a time to keep memory low."""
     best: dict[Arm, tuple[float, int]] = {}
+    chosen: dict[Arm, int] = {}
     for repeat, (arm, prepare) in itertools.product(range(repeats), arms.items()):
-        run = prepare()
-        for count in threads:
-            torch.set_num_threads(count)
-            seconds = run()
-            if repeat == 0 and arm[0] == "ours":
-                seconds = min(seconds, run())  # the first run of a compiled step includes its compilation
-            best[arm] = min(best.get(arm, (float("inf"), 0)), (seconds, count))
+        if arm not in chosen:
+            trial, trials = prepare(min(count, TRIAL)), {}
+            for number in threads:
+                torch.set_num_threads(number)
+                trials[number] = min(trial(), trial())
+            chosen[arm] = min(trials, key=lambda number: trials[number])
+        torch.set_num_threads(chosen[arm])
+        run = prepare(count)
+        seconds = min(run(), run()) if compiled and arm[0] == "ours" else run()  # the first one compiles
+        best[arm] = min(best.get(arm, (float("inf"), 0)), (seconds, chosen[arm]))
         print(f"  {repeat + 1}/{repeats} {' '.join(map(str, arm)):30s} {best[arm][0]:9.3f} s", flush=True)
     return best
 
@@ -216,18 +225,18 @@ def main() -> None:
     precisions = (
         ("float32", "bfloat16", "int8") if device == "cpu" and not options.compile else ("float32", "bfloat16")
     )
-    arms: dict[Arm, Callable[[], Callable[[], float]]] = {}
+    arms: dict[Arm, Prepare] = {}
     for p, b in itertools.product(precisions, batches):
         if emulated(p, device) and b > 1:
             continue
-        arms["floor", p, b] = lambda p=p, b=b: floor(config, p, b, count, device)
-        arms["ours", p, b] = lambda p=p, b=b: ours(model, p, b, count, device, options.compile)
+        arms["floor", p, b] = lambda n, p=p, b=b: floor(config, p, b, n, device)
+        arms["ours", p, b] = lambda n, p=p, b=b: ours(model, p, b, n, device, options.compile)
         if p != "int8" and not emulated(p, device):  # the others have no int8 weights, and crawl without the type
-            arms["transformers", p, b] = lambda p=p, b=b: peer(config, p, b, count, device)
+            arms["transformers", p, b] = lambda n, p=p, b=b: peer(config, p, b, n, device)
         if p == "float32":
-            arms["recompute", p, b] = lambda p=p, b=b: recompute(model, p, b, count, device)
+            arms["recompute", p, b] = lambda n, p=p, b=b: recompute(model, p, b, n, device)
     threads = [1, 2] if device == "cpu" else [1]
-    rows = summary(measure(arms, threads, repeats))
+    rows = summary(measure(arms, threads, repeats, count, options.compile))
     result = {
         "what": f"{config} sampling {count} tokens a row from one prefix token, top-k {TOP_K}, best of {repeats}",
         "machine": f"{platform.processor() or platform.machine()}, {device}, torch {torch.__version__}",
