@@ -199,7 +199,7 @@ def save(
         "longtake": __version__,
         "system": system.name,
         "config": to_dict(system.config),
-        "info": {k: v for k, v in to_dict(system.info).items() if k != "tokenizer"},
+        "info": to_dict(replace(system.info, tokenizer="")),  # it has a file of its own
     }
     for left in folder.glob(".saving-*"):  # by a save that was killed
         shutil.rmtree(left, ignore_errors=True)
