@@ -156,7 +156,8 @@ def per_video(clips: Clips, untouched: Clips | None) -> dict[str, float]:
         "histogram_correlation": np.mean([histogram_correlation(c[:1], c[-1:])[0] for c in clips]),
     }
     if untouched is not None:
-        pairs = list(zip(clips[:64], untouched[:64], strict=True))
+        few = 64 * WINDOW // clips.shape[1]
+        pairs = list(zip(clips[:few], untouched[:few], strict=True))
         found["PSNR"] = np.mean([psnr(a, b).clip(max=MOST_DECIBEL).mean() for a, b in pairs])
         found["SSIM"] = np.mean([ssim(a, b).mean() for a, b in pairs])
     return {name: float(value) for name, value in found.items()}
