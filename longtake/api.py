@@ -13,7 +13,7 @@ from torch import Tensor
 from longtake.config import from_dict, to_dict
 from longtake.data.batch import to_uint8
 from longtake.errors import UserError
-from longtake.rollout.sound import has_sound, sound_of
+from longtake.rollout.sound import sound_of
 from longtake.rollout.write import write_videos
 from longtake.story import Entry, Story, read_story
 from longtake.systems.base import System
@@ -95,9 +95,9 @@ class Video:
     def _sounds(self) -> list[np.ndarray | None] | None:
         """The sound that steers each video, to be heard with it."""
         samples = self.system.info.samples_per_frame
-        if samples is None or not any(has_sound(story) for story in self.stories):
+        if samples is None:
             return None
-        return [sound_of(story, samples) if has_sound(story) else None for story in self.stories]
+        return [sound_of(story, samples) if "audio" in story.conditions() else None for story in self.stories]
 
     def _paths(self, path: Path, first: int | None) -> list[Path]:
         if path.suffix.lower() != ".mp4":

@@ -6,7 +6,6 @@ authors do, the video is padded by its first and last frame and seen in windows 
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +14,7 @@ import torch
 from longtake.data import video
 from longtake.errors import UserError
 from longtake.metrics.extractors.base import file_hash
+from longtake.metrics.extractors.torchscript import load_script
 
 WINDOW, KEPT, SIZE = 100, 50, (27, 48)
 MARGIN = (WINDOW - KEPT) // 2
@@ -33,13 +33,7 @@ class CutDetector:
 
     def __init__(self, path: str | Path, device: torch.device | str = "cpu"):
         self.path, self.device = Path(path), torch.device(device)
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", DeprecationWarning)
-                self.network = torch.jit.load(str(path), map_location=self.device).eval()
-        except (RuntimeError, ValueError, OSError) as error:
-            raise UserError(f"{path} is not a TorchScript file ({str(error).splitlines()[0]})", code=2) from None
-        self.hash = file_hash(path)
+        self.network, self.hash = load_script(path, self.device), file_hash(path)
 
     @torch.inference_mode()
     def __call__(self, frames: np.ndarray) -> np.ndarray:

@@ -203,7 +203,7 @@ def _prompts(item: Row, seconds: float) -> list[Entry]:
     """What a real video shows, as far as the made one is long; nothing where no caption holds, as in training."""
     entries, told_until = [], 0.0
     for begin, end, text in sorted(item.captions):
-        if begin > told_until or (not entries and begin > 0):
+        if begin > told_until:
             entries.append(Entry(start=told_until, prompt=""))
         entries.append(Entry(start=begin, prompt=text))
         told_until = end

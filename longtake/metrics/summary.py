@@ -186,21 +186,21 @@ def over_time(records: Sequence[Record], real: Sequence[Record], seam_period: in
     for suffix, side in sides.items():
         if not side:
             continue
-        n = len(side)
-        motion = np.array([r["differences"].mean() for r in side])
+        n, differences = len(side), [r["differences"] for r in side]
+        motion = np.array([d.mean() for d in differences])
         figures[f"motion{suffix}"] = Figure(
             float(motion.mean()), mean_interval(motion), "mean |frame difference| on [-1, 1]", n
         )
         for name, longest in (
-            ("still", [longest_still(r["differences"]) for r in side]),
+            ("still", [longest_still(d) for d in differences]),
             ("repeat", [longest_repeat(r["signature"]) for r in side]),
         ):
             figures[f"longest_{name}{suffix}"] = Figure(float(max(longest)), None, "frames", n)
-        blind = np.array([strongest_period(r["differences"])[1] for r in side])
+        blind = np.array([strongest_period(d)[1] for d in differences])
         note = "largest over all periods, so above 1 by chance too"
         figures[f"seam_any_period{suffix}"] = Figure(float(blind.mean()), mean_interval(blind), "", n, note)
         if seam_period:
-            seam = np.array([seam_ratio(r["differences"], seam_period) for r in side])
+            seam = np.array([seam_ratio(d, seam_period) for d in differences])
             note = f"joins every {seam_period} frames; 1 means none to be seen"
             figures[f"seam{suffix}"] = Figure(float(seam.mean()), mean_interval(seam), "", n, note)
     if real and records:

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from longtake.data import video
+from longtake.data.layouts import PICTURES
 from longtake.errors import UserError
 from longtake.story import Story
 
 MOST = 512
 """Most given frames: they are encoded at once."""
-PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 
 
 def count_first_frames(stories: list[Story]) -> int:
@@ -53,10 +53,14 @@ def first_frames(stories: list[Story], size: tuple[int, int]) -> Tensor | None:
     return torch.from_numpy(resized).permute(0, 4, 1, 2, 3).float().div_(127.5).sub_(1)
 
 
+def _is_picture(path: Path) -> bool:
+    return PICTURES.fullmatch(path.suffix.lower()) is not None
+
+
 def _wanted(story: Story) -> list[int]:
     """Numbers of the file's frames, at the story's rate."""
     path = Path(str(story.first_frames))
-    if path.suffix.lower() in PICTURES:
+    if _is_picture(path):
         return [0]
     info = video.probe(path)
     rate = info.fps / (story.fps or info.fps)
@@ -66,6 +70,6 @@ def _wanted(story: Story) -> list[int]:
 def _read(story: Story) -> np.ndarray:
     """uint8 (n, H, W, 3)."""
     path = Path(str(story.first_frames))
-    if path.suffix.lower() in PICTURES:
+    if _is_picture(path):
         return video.read_image(path)[None]
     return video.read_frames(path, _wanted(story))

@@ -9,11 +9,6 @@ from longtake.errors import UserError
 from longtake.story import Story
 
 
-def has_sound(story: Story) -> bool:
-    """Whether a story names any sound."""
-    return any(entry.audio is not None for entry in story.timeline)
-
-
 def sound_of(story: Story, samples: int) -> np.ndarray:
     """What is heard in a resolved story: float32 (frames, samples) in [-1, 1], silence before its first sound.
 

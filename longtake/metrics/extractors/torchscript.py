@@ -60,6 +60,21 @@ probabilities of TGANv2's network for the inception score. inception-torchscript
 StyleGAN2-ADA. torchscript: a user's own, (N, 3, T, H, W) -> (N, D), or (features, class probabilities)."""
 
 
+def load_script(path: str | Path, device: torch.device) -> Any:
+    """A TorchScript network in evaluation mode.
+
+    Raises:
+        UserError: it is not a TorchScript file.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            return torch.jit.load(str(path), map_location=device).eval()
+    except (RuntimeError, ValueError, OSError) as error:
+        first = str(error).splitlines()[0]
+        raise UserError(f"{path} is not a TorchScript file ({first})", code=2) from None
+
+
 class TorchScriptExtractor:
     """A TorchScript file, called as its family wants.
 
@@ -71,13 +86,7 @@ class TorchScriptExtractor:
 
     def __init__(self, path: str | Path, device: torch.device, family: str):
         self.path, self.device, self.call = Path(path), device, CALLS[family]
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", DeprecationWarning)
-                self.network = torch.jit.load(str(path), map_location=device).eval()
-        except (RuntimeError, ValueError, OSError) as error:
-            first = str(error).splitlines()[0]
-            raise UserError(f"{path} is not a TorchScript file ({first})", code=2) from None
+        self.network = load_script(path, device)
         self.name = self.call.name if family != "torchscript" else self.path.stem
         self.hash, self.dim = file_hash(path), None
         self.preprocessing, self.least, self.most = self.call.preprocessing, self.call.least, self.call.most

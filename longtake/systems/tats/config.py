@@ -36,11 +36,11 @@ class TextConfig:
 
 
 @dataclass(frozen=True)
-class PriorConfig:
-    """The autoregressive transformer over tokens."""
+class TransformerSize:
+    """Sizes of either transformer; the defaults are the published ones."""
 
     layers: int = 24
-    """Blocks; 0: no prior at all, a tokenizer that reconstructs."""
+    """Blocks; 0 for the prior: no prior at all, a tokenizer that reconstructs."""
     heads: int = 16
     """Attention heads."""
     width: int = 1024
@@ -48,17 +48,23 @@ class PriorConfig:
     dropout: float = 0.0
     """Dropout probability while training."""
     block: int | None = None
-    """Positions of the transformer; None: as many as a clip has tokens."""
+    """Positions of the transformer; None: as many as its clips and their condition have tokens."""
+
+    def __post_init__(self):
+        if self.width % self.heads:
+            raise ValueError(f"a width of {self.width} cannot be split into {self.heads} heads")
+
+
+@dataclass(frozen=True)
+class PriorConfig(TransformerSize):
+    """The autoregressive transformer over tokens."""
+
     condition: Literal["none", "label", "text", "audio"] = "none"
     """What stands before the video tokens: a start token, the class of the clip, its caption, or its sound."""
     text: TextConfig = TextConfig()
     """How captions become tokens."""
     shared_start: bool = False
     """Official quirk: the start token shares the embedding of video code 0 instead of having one of its own."""
-
-    def __post_init__(self):
-        if self.width % self.heads:
-            raise ValueError(f"a width of {self.width} cannot be split into {self.heads} heads")
 
 
 @dataclass(frozen=True)
@@ -151,25 +157,11 @@ class SoundConfig:
 
 
 @dataclass(frozen=True)
-class InterpolatorConfig:
+class InterpolatorConfig(TransformerSize):
     """The transformer that fills the latent slices between two of a sparse prior (paper section 2.3)."""
 
-    layers: int = 24
-    """Blocks."""
-    heads: int = 16
-    """Attention heads."""
-    width: int = 1024
-    """Width of the residual stream."""
-    dropout: float = 0.0
-    """Dropout probability while training."""
-    block: int | None = None
-    """Positions; None: as many as two sparse slices and what lies between have tokens."""
     stage: PriorStageConfig = PriorStageConfig()
     """How it is trained."""
-
-    def __post_init__(self):
-        if self.width % self.heads:
-            raise ValueError(f"a width of {self.width} cannot be split into {self.heads} heads")
 
 
 @dataclass(frozen=True)

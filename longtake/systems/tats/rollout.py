@@ -49,23 +49,28 @@ def _decoded(decoder: WindowedDecoder, slices: Iterator[Tensor]) -> Iterator[Ten
 
 
 def count_given(system: TATS, stories: list[Story]) -> int:
-    """How many frames a video goes on from: whole latent slices, after which a prior can go on.
-
-    Those left over after the last one are dropped, a picture or less than a slice is shown for a slice. A sparse
-    prior goes on from every `every`-th slice only.
-    """
-    given, factor = count_first_frames(stories), system.config.vqgan.compression[0]
-    every = system.config.every
-    return factor * (1 + (max(given, factor) // factor - 1) // every * every) if given else 0
+    """How many frames a video goes on from; 0 if none are given."""
+    return _usable(system, count_first_frames(stories))
 
 
 def read_given(system: TATS, stories: list[Story]) -> Tensor | None:
     """The given first frames (B, 3, n, H, W) that a video goes on from, None if there are none."""
-    frames, count = first_frames(stories, system.config.size), count_given(system, stories)
+    frames = first_frames(stories, system.config.size)
     if frames is None:
         return None
+    count = _usable(system, frames.shape[2])
     missing = max(0, count - frames.shape[2])
     return torch.cat([frames[:, :, :count], frames[:, :, -1:].expand(-1, -1, missing, -1, -1)], 2)
+
+
+def _usable(system: TATS, given: int) -> int:
+    """Frames of whole latent slices after which a prior can go on.
+
+    Those left over after the last one are dropped, a picture or less than a slice is shown for a slice. A sparse
+    prior goes on from every `every`-th slice only.
+    """
+    factor, every = system.config.vqgan.compression[0], system.config.every
+    return factor * (1 + (max(given, factor) // factor - 1) // every * every) if given else 0
 
 
 def _slices_of(system: TATS, frames: Tensor) -> Tensor:

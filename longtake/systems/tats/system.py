@@ -23,7 +23,7 @@ from longtake.rollout.rng import Rng
 from longtake.story import Story
 from longtake.systems.base import ModelInfo, Stage, System
 from longtake.systems.perceptual import load_perceptual
-from longtake.systems.tats.config import SIZES, InterpolatorConfig, PriorConfig, TATSConfig, TATSSettings
+from longtake.systems.tats.config import SIZES, TATSConfig, TATSSettings, TransformerSize
 from longtake.systems.tats.rollout import count_given, sliding_window
 from longtake.systems.tats.stages import InterpolatorStage, PriorStage, SoundStage, VQGANStage
 from longtake.systems.tats.vqgan import VQGAN, WindowedDecoder, decoder_receptive_field
@@ -90,7 +90,7 @@ class TATS(System):
             self.networks["interpolator"] = self.interpolator
         WindowedDecoder(self.vqgan, self.decode_window)  # refuses a window that is too short
 
-    def _transformer(self, size: PriorConfig | InterpolatorConfig, tokens: int) -> Transformer:
+    def _transformer(self, size: TransformerSize, tokens: int) -> Transformer:
         """Over the condition and so many tokens of video, of which the last is never an input."""
         return Transformer(
             TransformerConfig(
