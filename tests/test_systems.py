@@ -26,14 +26,20 @@ TINY_TATS = replace(
     prior_stage=replace(SIZES["tiny"].prior_stage, steps=6, batch=2, ema=0.9, keep_best=True),
 )
 CLASS_TATS = replace(TINY_TATS, prior=replace(TINY_TATS.prior, condition="label", dropout=0.1))
+CROP_TATS = replace(
+    TINY_TATS,
+    prior=replace(TINY_TATS.prior, condition="label", crop=(3, 2)),
+    prior_stage=replace(TINY_TATS.prior_stage, cut=0.5),
+)
 CONFIGS = {name: ("tiny", TinyConfig()) for name in FAKES} | {"tats": ("tiny", TINY_TATS)}
 SPARSE_TATS = replace(
     CLASS_TATS,
     every=2,
     interpolator=replace(CLASS_TATS.interpolator, dropout=0.1, stage=CLASS_TATS.prior_stage),
 )
-CASES = [(name, config) for name, (_, config) in CONFIGS.items()] + [("tats", CLASS_TATS), ("tats", SPARSE_TATS)]
-IDS = [*CONFIGS, "tats-label", "tats-hierarchical"]
+TATS_CASES = {"tats-label": CLASS_TATS, "tats-hierarchical": SPARSE_TATS, "tats-crops": CROP_TATS}
+CASES = [(name, config) for name, (_, config) in CONFIGS.items()] + [("tats", c) for c in TATS_CASES.values()]
+IDS = [*CONFIGS, *TATS_CASES]
 LOOP = LoopSettings(log_every=1, validate_every=3, validate_batches=1, preview_every=6, checkpoint_every=2)
 
 

@@ -25,6 +25,8 @@ class TransformerConfig:
         heads: attention heads of a block; divides `width`.
         width: channels C of the residual stream; the MLP is four times as wide.
         dropout: probability, while training, after the embedding, on attention weights and on both branches.
+        table: (t, H, W) of a table of 3D positions, for a model that sees shifted crops of a larger grid and is
+            told their place (TATS's `vtokens_pos`); None: no table.
     """
 
     vocabulary: int
@@ -33,6 +35,7 @@ class TransformerConfig:
     heads: int
     width: int
     dropout: float = 0.0
+    table: tuple[int, int, int] | None = None
 
     def __post_init__(self) -> None:
         if self.width % self.heads:
@@ -79,6 +82,8 @@ class Transformer(nn.Module):
         self.config = config
         self.tokens = nn.Embedding(config.vocabulary, config.width)
         self.positions = nn.Parameter(torch.zeros(config.block, config.width))
+        if config.table is not None:
+            self.table = nn.Parameter(torch.zeros(*config.table, config.width))
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm = nn.LayerNorm(config.width)
@@ -115,6 +120,22 @@ class Transformer(nn.Module):
             x = x + positions
         x = self.hidden(x, cache, mask)
         return self.head(x[:, -1:] if last_only else x)
+
+    def places(self, corner: tuple[int, int], crop: tuple[int, int], before: int = 0) -> Tensor:
+        """What the table adds to the learned positions when the grid's crop at `corner` (row, column) is seen.
+
+        An input is given the place of the token that it predicts, as in the official code of TATS.
+
+        Args:
+            corner, crop: the upper left token, and the height and width in tokens.
+            before: condition tokens in front, of which the last predicts the crop's first token.
+
+        Returns:
+            (before - 1 + n, C) for n = t * height * width; (n, C) without condition tokens.
+        """
+        (row, column), (height, width) = corner, crop
+        part = self.table[:, row : row + height, column : column + width].flatten(0, 2)
+        return nn.functional.pad(part, (0, 0, max(0, before - 1), 0))
 
     def embed(self, tokens: Tensor, start: int = 0) -> Tensor:
         """Token plus position embeddings (B, n, C) of `tokens` (B, n) at positions start .. start + n - 1."""

@@ -136,7 +136,8 @@ class Decoder:
         self.config = config
         self.heads, self.head_width = config.heads, config.width // config.heads
         self.tokens = transformer.tokens.weight.detach().float()
-        self.positions = transformer.positions.detach().float()
+        self.learned = transformer.positions.detach().float()
+        self.positions = self.learned.clone()
         device = self.tokens.device
         rows = None if compile else batch
         self.blocks = [_PackedBlock(cast(Block, block), precision, rows) for block in transformer.blocks]
@@ -151,6 +152,12 @@ class Decoder:
                 torch._dynamo.mark_static_address(buffer)
             mode = "reduce-overhead" if device.type == "cuda" else None
             self._compiled = torch.compile(self._static_step, mode=mode, fullgraph=True, dynamic=False)
+
+    @torch.inference_mode()
+    def move(self, places: Tensor) -> None:
+        """Add `places` (n, C) to the first n learned positions from now on (see `Transformer.places`)."""
+        self.positions.copy_(self.learned)
+        self.positions[: len(places)] += places
 
     @torch.inference_mode()
     def prefill(
@@ -239,6 +246,7 @@ def generate_tokens(
     noise: Tensor | Draw,
     settings: SamplingSettings,
     ids: range | None = None,
+    known: Tensor | None = None,
 ) -> Tensor:
     """Continue each row of `prefix` by `count` tokens. A new call starts a new window (a prefill).
 
@@ -251,11 +259,12 @@ def generate_tokens(
         settings: temperature, top-k and top-p.
         ids: the contiguous ids that may be drawn, for example the video ids of a joint vocabulary; None: all.
             (The TATS official code draws from all ids and clamps condition ids to code 0.)
+        known: (B, count) tokens that are not to be drawn but kept; -1 where there is none.
 
     Returns:
         (B, count) int64, ids of the joint vocabulary.
     """
-    return _draw(decoder, decoder.prefill(prefix), count, noise, settings, ids, None)
+    return _draw(decoder, decoder.prefill(prefix), count, noise, settings, ids, known=known)
 
 
 def fill_between(
@@ -294,7 +303,7 @@ def fill_between(
         mask = causal_mask(n, 0, device)
         mask[:, :p] = True
     logits = decoder.prefill(ends, places, mask, n - 1 if official else p - 1)
-    return _draw(decoder, logits, count, noise, settings, ids, p)
+    return _draw(decoder, logits, count, noise, settings, ids, place=p)
 
 
 def _draw(
@@ -304,9 +313,11 @@ def _draw(
     noise: Tensor | Draw,
     settings: SamplingSettings,
     ids: range | None,
-    place: int | None,
+    place: int | None = None,
+    known: Tensor | None = None,
 ) -> Tensor:
-    """Draw `count` tokens from `logits` (B, V) on; `place` is the first one's position, None: behind those held."""
+    """Draw `count` tokens from `logits` (B, V) on, but for those that are `known` (B, count), where it is not -1;
+    `place` is the first one's position, None: behind those held."""
     first, stop = (ids.start, ids.stop) if ids is not None else (0, decoder.config.vocabulary)
     uniforms = noise.to(logits.device) if isinstance(noise, Tensor) else None
     tokens = torch.empty(len(logits), count, dtype=torch.int64, device=logits.device)
@@ -318,6 +329,8 @@ def _draw(
             else:
                 drawn = cast(Draw, noise)(_probabilities(logits, settings))
             tokens[:, i] = drawn + first
+            if known is not None:
+                tokens[:, i] = torch.where(known[:, i] < 0, tokens[:, i], known[:, i])
             if i + 1 < count:
                 places = None if place is None else torch.tensor([place + i], device=logits.device)
                 logits = decoder.extend(tokens[:, i : i + 1], places)

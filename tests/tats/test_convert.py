@@ -144,12 +144,6 @@ def test_frames_are_counted_after_the_stride(tmp_path):
         ),
         ("transformer_class", {"cond_stage_key": "label"}, {}, r"number of attention heads"),
         ("transformer_class", {"n_head": 2, "unconditional": True}, {}, r"does not fit condition 'none'"),
-        (
-            "transformer_class",
-            {"n_head": 2},
-            {"transformer.vtokens_pos_emb": torch.zeros(1, 2, 2, 2, 32)},
-            r"--vtokens_pos",
-        ),
         ("discriminators", {"lr": 1.0}, {}, r"holds no TATS network"),
     ],
 )

@@ -120,7 +120,7 @@ def test_the_loss_is_of_video_tokens_only(trained):
     batch = Batch(
         tokens=tokens, label=torch.tensor([-1, -1]), caption=[[(0.0, 1.0, "square")], []], id=torch.arange(2)
     )
-    logits, targets = stage._predict(made.condition_of(batch), tokens + made.offset)
+    logits, targets = made.predict(made.condition_of(batch), tokens + made.offset)
     assert torch.equal(targets, tokens.flatten(1) + made.offset)
     assert logits.shape == (2, 32, made.offset + 32)
     for other in ("circle", "square square"):

@@ -57,9 +57,9 @@ COMBINATIONS = [(keep, new) for keep in (1, 2, 3) for new in range(1, 4 - keep +
 def test_windows_hold_what_the_settings_say(keep, new, monkeypatch):
     made, seen = system(keep=keep, new=new), []
 
-    def watching(decoder, prefix, count, noise, sampling, ids):
+    def watching(decoder, prefix, count, noise, sampling, ids, known):
         seen.append((prefix, count, noise))
-        return generate_tokens(decoder, prefix, count, noise, sampling, ids)
+        return generate_tokens(decoder, prefix, count, noise, sampling, ids, known)
 
     monkeypatch.setattr(rollout, "generate_tokens", watching)
     out, counts = tokens(made, [resolved(made, 41)])

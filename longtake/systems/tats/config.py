@@ -65,6 +65,10 @@ class PriorConfig(TransformerSize):
     """How captions become tokens."""
     shared_start: bool = False
     """Official quirk: the start token shares the embedding of video code 0 instead of having one of its own."""
+    crop: tuple[int, int] | None = None
+    """See only (height, width) tokens of a slice at once and be told which (the authors' `vtokens_pos`): for frames
+    whose tokens are too many for one window. Training takes crops at random places, a rollout lays them side by
+    side, overlapping by half. None: whole slices."""
 
 
 @dataclass(frozen=True)
@@ -132,6 +136,13 @@ class PriorStageConfig:
     """Decay of averaged weights; the paper has none."""
     keep_best: bool = False
     """Take the weights of the lowest validation loss instead of the last."""
+    cut: float = 0.0
+    """Share of the clips whose first slices are another clip's, with the condition of those that follow: teaches a
+    change of scene where a story's class or prompt changes (the paper has none)."""
+
+    def __post_init__(self):
+        if not 0 <= self.cut <= 1:
+            raise ValueError(f"cut is {self.cut} but must be a share between 0 and 1")
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ VQGAN, which is the one it was trained with and therefore the one taken.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -88,6 +89,8 @@ def prior_state(official: Mapping[str, Tensor], prefix: str = "transformer.") ->
     """Weights of the prior; query, key and value are stacked in this order, causal-mask buffers are dropped."""
     state = _rename(official, _PRIOR_NAMES, prefix)
     state["positions"] = official[prefix + "pos_emb"][0]
+    if prefix + "vtokens_pos_emb" in official:
+        state["table"] = official[prefix + "vtokens_pos_emb"][0]
     for i in range(_count(official, prefix + r"blocks\.(\d+)\.")):
         for kind in ("weight", "bias"):
             parts = [official[f"{prefix}blocks.{i}.attn.{part}.{kind}"] for part in ("query", "key", "value")]
@@ -117,6 +120,16 @@ class OfficialPrior:
     """Tokens of a slice at either end that the interpolation model sees in both directions; 0 if it is causal."""
     every: int
     """Every how-many-th latent slice it predicts (4: the sparse model of a hierarchical pair)."""
+    table: tuple[int, int, int] | None
+    """Tokens (t, h, w) of the whole clips, where it was trained on their crops (`--vtokens_pos`)."""
+
+    @property
+    def crop(self) -> tuple[int, int] | None:
+        """Height and width of a crop in tokens."""
+        if self.table is None:
+            return None
+        side = math.isqrt(self.block // self.table[0])
+        return side, side
 
 
 @dataclass(frozen=True)
@@ -266,8 +279,7 @@ def _official(
 
 
 def _prior_config(state: State, arguments: Mapping[str, Any], path: Path, codes: int) -> OfficialPrior:
-    if "transformer.vtokens_pos_emb" in state:
-        raise UserError(f"{path} was trained with --vtokens_pos, whose 3-D positions are not supported")
+    table = state.get("transformer.vtokens_pos_emb")
     vocabulary, width = state["transformer.tok_emb.weight"].shape
     heads = arguments.get("n_head")
     if not isinstance(heads, int) or heads < 1 or width % heads:
@@ -288,6 +300,7 @@ def _prior_config(state: State, arguments: Mapping[str, Any], path: Path, codes:
         offset=offset,
         unmasked=_unmasked(state, arguments),
         every=arguments.get("sample_every_n_latent_frames") or 1,
+        table=None if table is None else (table.shape[1], table.shape[2], table.shape[3]),
     )
 
 
@@ -360,8 +373,11 @@ def convert(paths: list[Path], fps: float, size: tuple[int, int] | None = None) 
     if (every > 1) != (between is not None):
         missing = "the sparse" if between else "the interpolation"
         raise UserError(f"{names} holds half a hierarchical pair; give {missing} transformer's .ckpt too")
-    _, h, w = found.vqgan.compression
+    step, h, w = found.vqgan.compression
     size = size or ((found.size, found.size) if found.size else (16 * h, 16 * w))
+    frames = (found.frames or 16 * every) // every
+    if prior and prior.table:  # trained on tokens, so its arguments are counted in tokens
+        frames, size = prior.table[0] * step, (prior.table[1] * h, prior.table[2] * w)
     own = PriorConfig(layers=0)
     if prior:
         own = PriorConfig(
@@ -371,14 +387,14 @@ def convert(paths: list[Path], fps: float, size: tuple[int, int] | None = None) 
             block=prior.block,
             condition="label" if prior.condition == "label" else "none",
             shared_start=prior.condition == "none" and prior.offset == 0,
+            crop=prior.crop,
         )
     classes = tuple(map(str, range(prior.offset))) if prior and prior.condition == "label" else ()
     filling = InterpolatorConfig()
     if between:
         filling = InterpolatorConfig(between.layers, between.heads, between.width, block=between.block)
-    frames = (found.frames or 16 * every) // every
     config = TATSConfig(frames=frames, size=size, vqgan=found.vqgan, prior=own, every=every, interpolator=filling)
-    tokens = config.grid[0] * config.grid[1] * config.grid[2]
+    tokens = config.grid[0] * math.prod(own.crop or config.grid[1:])
     if prior and tokens > prior.block:
         raise UserError(
             f"{names} holds a transformer of {prior.block} tokens, but {config.frames} frames of "

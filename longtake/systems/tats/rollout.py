@@ -101,28 +101,55 @@ def latent_slices(system: TATS, stories: list[Story], rng: Rng, known: Tensor | 
     prior = Decoder(system.prior, len(stories), settings.precision, settings.compile)
     labels = _prior_labels(system, rng)
     heard = _sounds(system, stories)
-    context = torch.zeros(len(stories), 0, dtype=torch.long, device=system.device)
+    context = torch.zeros(len(stories), 0, h, w, dtype=torch.long, device=system.device)
     done = 0
     if known is not None:
         start = known[:, :: config.every]
-        context, done = start.flatten(1) + system.offset, start.shape[1]
+        context, done = start + system.offset, start.shape[1]
         yield start
     first = True
     while done < total:
-        context = context[:, -keep * h * w :]
-        held = context.shape[1] // (h * w)
+        context = context[:, -keep:]
+        held = context.shape[1]
         count = keep + settings.new - held
         if heard is None:
             condition = _condition(system, stories, labels, done * config.every)
         else:
             condition = _heard(system, heard, done - held)
         uniforms = rng.uniform("token", range(done * h * w, (done + count) * h * w)).to(system.device)
-        prefix = torch.cat([condition, context], 1)
-        sampling = _sampling(settings, first)
-        tokens = generate_tokens(prior, prefix, count * h * w, uniforms, sampling, _codes(system))
+        uniforms = uniforms.view(len(stories), count, h, w)
+        tokens = _new_slices(system, prior, condition, context, uniforms, _sampling(settings, first))
         context = torch.cat([context, tokens], 1)
-        yield (tokens - system.offset).view(len(stories), count, h, w)
+        yield tokens - system.offset
         done, first = done + count, False
+
+
+def _new_slices(
+    system: TATS, prior: Decoder, condition: Tensor, context: Tensor, uniforms: Tensor, sampling: SamplingSettings
+) -> Tensor:
+    """The slices (B, n, h, w) after those of `context` (B, m, h, w), in ids of the joint vocabulary.
+
+    A prior that sees crops goes over a slice from left to right and from top to bottom, half a crop at a time: each
+    crop keeps the tokens that an earlier one made. (The released script moves the crop for every token.)
+    """
+    h, w = system.crop
+    tokens = torch.full_like(uniforms, -1, dtype=torch.long)
+    for row in _starts(system.config.grid[1], h):
+        for column in _starts(system.config.grid[2], w):
+            crop = (..., slice(row, row + h), slice(column, column + w))
+            if system.config.prior.crop:
+                prior.move(system.prior.places((row, column), system.crop, system.condition_length))
+            prefix = torch.cat([condition, context[crop].flatten(1)], 1)
+            noise, known = uniforms[crop].flatten(1), tokens[crop].flatten(1)
+            known = known if (known >= 0).any() else None
+            made = generate_tokens(prior, prefix, noise.shape[1], noise, sampling, _codes(system), known)
+            tokens[crop] = made.view_as(tokens[crop])
+    return tokens
+
+
+def _starts(whole: int, part: int) -> list[int]:
+    """Where parts of a length begin that cover the whole and overlap by half."""
+    return [*range(0, whole - part, max(1, part // 2)), whole - part]
 
 
 def with_between(

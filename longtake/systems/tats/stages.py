@@ -218,23 +218,40 @@ class PriorStage(Stage):
     def schedule(self, step: int) -> float:
         return warmup_cosine(step, self.config.steps, self.config.warmup, self.config.decay)
 
-    def _predict(self, condition: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    def _predict(self, condition: Tensor, tokens: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """Logits (B, n, V) and their targets (B, n) for condition tokens (B, c) and video tokens (B, t, h, w)."""
-        tokens = tokens.flatten(1)
-        logits = self.network(torch.cat([condition, tokens], 1)[:, :-1])
-        return logits[:, -tokens.shape[1] :], tokens
+        return self.system.predict(condition, tokens, batch.get("corner"))
 
     def _loss(self, batch: Batch) -> Losses:
         condition = self.system.condition_of(batch)
-        logits, targets = self._predict(condition, batch["tokens"].long() + self.system.offset)
+        logits, targets = self._predict(condition, batch["tokens"].long() + self.system.offset, batch)
         accuracy = (logits.argmax(-1) == targets).float().mean()
         return {"loss": prior_loss(logits, targets), "accuracy": accuracy}
 
     def step(self, batches: dict[str, Batch], engine: Engine) -> dict[str, float]:
-        return engine.update(self.name, self._loss, batches["clips"], self.config.clip)
+        batch, ids = batches["clips"], batches["clips"]["id"].tolist()
+        if self.config.cut:
+            after = 1 + engine.rng.integers("cut place", ids, batch["tokens"].shape[1] - 1)[0]
+            after = after * (engine.rng.uniform("cut", ids)[0] < self.config.cut)
+            batch = Batch(**{**batch, "tokens": cut(batch["tokens"], after.to(batch["tokens"].device))})
+        if self.corners:
+            drawn = engine.rng.integers("crop", ids, len(self.corners))[0]
+            batch = Batch(**{**batch, "corner": torch.tensor(self.corners)[drawn]})
+        return engine.update(self.name, self._loss, batch, self.config.clip)
+
+    @property
+    def corners(self) -> list[tuple[int, int]]:
+        """Every place (row, column) of a crop; none where whole slices are seen."""
+        (_, rows, columns), (h, w) = self.system.config.grid, self.system.crop
+        whole = self.system.config.prior.crop is None
+        return [] if whole else [(r, c) for r in range(rows - h + 1) for c in range(columns - w + 1)]
 
     def validate(self, batches: dict[str, Batch]) -> dict[str, float]:
-        losses = self._loss(batches["clips"])
+        batch = batches["clips"]
+        if self.corners:  # the same places every time, spread over the slice
+            spread = torch.linspace(0, len(self.corners) - 1, len(batch["id"])).long()
+            batch = Batch(**{**batch, "corner": torch.tensor(self.corners)[spread]})
+        losses = self._loss(batch)
         return {"val/loss": float(losses["loss"]), "val/accuracy": float(losses["accuracy"])}
 
     def preview(self, batches: dict[str, Batch]) -> Tensor | None:
@@ -266,8 +283,19 @@ class InterpolatorStage(PriorStage):
     def derive(self, batch: Batch) -> dict[str, Tensor]:
         return {"tokens": self.system.vqgan.tokenize(batch["frames"]).int()}
 
-    def _predict(self, condition: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    def _predict(self, condition: Tensor, tokens: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         return self.system.predict_between(condition, tokens)
+
+
+def cut(tokens: Tensor, after: Tensor) -> Tensor:
+    """Let each clip begin with the slices of the one before it in the batch.
+
+    Args:
+        tokens: (B, t, h, w).
+        after: (B,) how many slices are the other clip's; 0 leaves a clip whole.
+    """
+    other = torch.arange(tokens.shape[1], device=tokens.device) < after[:, None]
+    return torch.where(other[:, :, None, None], tokens.roll(1, 0), tokens)
 
 
 def pick_frame(video: Tensor, frame: Tensor) -> Tensor:

@@ -77,7 +77,9 @@ class TATS(System):
             columns = self.sound.latent_shape(config.frames, BANDS, COLUMNS)
             self.condition_length, self.offset = math.prod(columns), config.sound.vqgan.codes
         self.vqgan = VQGAN(config.vqgan)
-        self.prior = self._transformer(config.prior, t * h * w)
+        self.crop = config.prior.crop or (h, w)
+        self._check_crop()
+        self.prior = self._transformer(config.prior, t * self.crop[0] * self.crop[1])
         self.prior_name = "prior" if config.every == 1 else "sparse_prior"
         self.networks = {
             "vqgan": self.vqgan,
@@ -100,8 +102,18 @@ class TATS(System):
                 heads=size.heads,
                 width=size.width,
                 dropout=size.dropout,
+                table=self.config.grid if size is self.config.prior and self.config.prior.crop else None,
             )
         )
+
+    def _check_crop(self) -> None:
+        (_, h, w), config = self.config.grid, self.config
+        if not (1 <= self.crop[0] <= h and 1 <= self.crop[1] <= w):
+            raise UserError(f"a crop of {self.crop} tokens does not fit the {h}x{w} of a slice", code=2)
+        if config.prior.crop and config.every > 1:
+            raise UserError("crops of slices need every: 1; the interpolator sees whole slices", code=2)
+        if config.prior_stage.cut and config.prior.condition == "audio":
+            raise UserError("sound changes by itself and cannot be cut in training; use cut: 0", code=2)
 
     def _critic(self, dims: int) -> PatchDiscriminator:
         """The discriminator of frames (2) or clips (3)."""
@@ -205,6 +217,26 @@ class TATS(System):
         if self.sound is not None and story.at("audio", 0) is None:
             raise UserError("this model shows what is heard: give --audio, playing from the start", code=2)
         return story
+
+    def predict(self, condition: Tensor, tokens: Tensor, corners: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The prior's logits of a clip's tokens, each given the ones before it.
+
+        Args:
+            condition: (B, c) ids.
+            tokens: (B, t, h, w) ids of the joint vocabulary.
+            corners: (B, 2) row and column of the crop that is seen of each clip, where the prior sees crops.
+
+        Returns:
+            Logits (B, n, V) and targets (B, n) of the n tokens seen.
+        """
+        places = None
+        if corners is not None:
+            (h, w), where = self.crop, corners.tolist()
+            tokens = torch.stack([x[:, r : r + h, c : c + w] for x, (r, c) in zip(tokens, where, strict=True)])
+            places = torch.stack([self.prior.places((r, c), self.crop, self.condition_length) for r, c in where])
+        tokens = tokens.flatten(1)
+        logits = self.prior(torch.cat([condition, tokens], 1)[:, :-1], positions=places)
+        return logits[:, -tokens.shape[1] :], tokens
 
     def predict_between(self, condition: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """The interpolator's logits of the middle slices, each token given the ones before it.
