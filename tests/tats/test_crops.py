@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -171,7 +172,7 @@ def test_the_authors_model_of_crops_is_converted(tmp_path):
     assert state["transformer.pos_emb"].shape == (1, 48, 32)  # three slices of 4x4
     state["transformer.vtokens_pos_emb"] = torch.randn(1, 3, 5, 6, 32, generator=generator)
     path = lightning(tmp_path / "x.ckpt", state, n_head=2, cond_stage_key="label")
-    made = convert([GOLDEN / "tats_vqgan_for_transformer_tiny.ckpt", path], fps=10.0)
+    made: Any = convert([GOLDEN / "tats_vqgan_for_transformer_tiny.ckpt", path], fps=10.0)
     assert (made.crop, made.config.grid) == ((4, 4), (3, 5, 6))
     assert torch.equal(made.prior.table, state["transformer.vtokens_pos_emb"][0])
     video = torch.cat(list(made.generate([Story(frames=12, timeline=(Entry(label="1"),))])), 2)
