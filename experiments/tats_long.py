@@ -7,10 +7,11 @@ Three arms on one Atari library, all priors of one size and trained for equally 
 * vanilla: base on a VQGAN that is padded with zeros everywhere.
 
 Base and hierarchical share their VQGAN. For each arm: FVD to real clips and CCS and ICS over the 16-frame windows
-of the rollouts (features and classes of r3d-atari), frames a second (measuring included) and peak memory.
+of the rollouts (features and classes of r3d-atari). `--cost` then measures the time and the peak memory of one
+video of each arm, one after the other.
 
     python experiments/tats_long.py --data data/atari48 --output runs/tats-long --vqgan tats-atari
-    python experiments/tats_long.py --output runs/tats-long --table
+    python experiments/tats_long.py --output runs/tats-long --cost
 
 Runs resume; an arm that is done is not run again. The vanilla arm trains a VQGAN of its own.
 """
@@ -19,9 +20,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
+import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -77,21 +77,26 @@ def measure(arm: str, run: Path, args: argparse.Namespace) -> dict:
     protocol, extractor = PROTOCOLS["longtake-1"], make_extractor("r3d-atari")
     source = ModelSource(system, library, args.videos, FRAMES, 0, protocol.to_bytes)
     folder = Path(args.output) / f"evaluation-{arm}-seed{args.seed}"
-    begun = time.monotonic()
     result = evaluate(source, library, folder, protocol, [extractor], batch=8)
-    seconds = time.monotonic() - begun
     assert result is not None
-    unit = 1024 if sys.platform != "darwin" else 1024**2
     return {
         "arm": arm,
         "seed": args.seed,
         "videos": args.videos,
         "library": library.hash,
-        "frames_per_second": args.videos * FRAMES / seconds,
-        "peak_rss_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit,
+        "prior_steps": args.prior_steps,
         "figures": {name: figure.value for name, figure in result.figures.items()},
         "curves": {name: [result.curves[name].x, result.curves[name].y] for name in CURVES},
     }
+
+
+def cost(run: Path) -> dict:
+    """Seconds and peak memory of `longtake generate` for one video, in a process of its own."""
+    script = Path(__file__).parents[1] / "benchmarks" / "memory.py"
+    kept = run / "cost.json"
+    subprocess.run([sys.executable, script, str(run), "--frames", str(FRAMES), "--output", kept], check=True)
+    row = json.loads(kept.read_text())["rows"][0]
+    return {"seconds": row["seconds"], "peak_rss_mib": row["peak_rss_mib"]}
 
 
 def table(records: list[dict]) -> str:
@@ -104,13 +109,14 @@ def table(records: list[dict]) -> str:
         "longest_repeat",
     )
     lines = [
-        "| arm | seed | " + " | ".join(figures) + " | FVD, last window | frames/s | peak MiB |",
+        "| arm | seed | " + " | ".join(figures) + " | FVD, last window | seconds a video | peak MiB |",
         "|---" * (len(figures) + 5) + "|",
     ]
     for record in records:
         cells = [f"{record['figures'][name]:.3g}" for name in figures]
         last = record["curves"]["FVD-window[r3d-atari]"][1][-1]
-        tail = f"{last:.3g} | {record['frames_per_second']:.1f} | {record['peak_rss_mib']:.0f}"
+        spent = record.get("cost", {"seconds": "not run", "peak_rss_mib": "not run"})
+        tail = f"{last:.3g} | {spent['seconds']} | {spent['peak_rss_mib']}"
         lines.append(f"| {record['arm']} | {record['seed']} | " + " | ".join(cells) + f" | {tail} |")
     return "\n".join(lines)
 
@@ -144,10 +150,13 @@ def main() -> None:
     parser.add_argument("--vqgan-steps", type=int, default=4000, help="of the vanilla arm")
     parser.add_argument("--prior-steps", type=int, default=3600)
     parser.add_argument("--videos", type=int, default=32)
+    parser.add_argument("--cost", action="store_true", help="only measure the trained arms' time and memory")
     parser.add_argument("--table", action="store_true", help="only rewrite docs/results")
     args = parser.parse_args()
     folder = Path(args.output)
-    for arm in [] if args.table else args.arms:
+    for path in sorted(folder.glob("*-seed*.json")) if args.cost else []:
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"cost": cost(folder / path.stem)}, indent=1))
+    for arm in [] if args.table or args.cost else args.arms:
         record = folder / f"{arm}-seed{args.seed}.json"
         if not record.exists():
             run = train(arm, args)

@@ -19,6 +19,7 @@ from longtake.data.loader import Loader
 from longtake.errors import UserError
 from longtake.files import write_text
 from longtake.nn.distributed import all_reduce_sum
+from longtake.rollout.memory import kept_allocations
 from longtake.systems import folder as model_folder
 from longtake.systems import system_class
 from longtake.systems.base import ModelInfo, Stage, Trainable
@@ -77,6 +78,7 @@ class Trainer:
 
     def run(self) -> Path:
         """Train every stage; returns the model folder."""
+        kept_allocations()
         resume = self._resume_state()
         system = build(self.recipe, self.library) if resume is None else self._restored(resume)
         stages = pending_stages(system)
