@@ -30,6 +30,8 @@ class Entry:
     """A sound file that plays from `start`."""
     states: str | None = None
     """A trajectory file (.npy or .csv, one row a frame, values in [0, 1]) that runs from `start`."""
+    cut: bool = False
+    """Begin a new scene here: nothing of what was shown before is continued."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,13 @@ class Story:
         """Names of all conditions that this story uses."""
         used = {name for name in TIMED for entry in self.timeline if getattr(entry, name) is not None}
         whole = ("first_frames", "last_frame", "source_video")
-        return used | {name for name in whole if getattr(self, name) is not None}
+        cuts = {"cut"} if any(entry.cut for entry in self.timeline) else set()
+        return used | cuts | {name for name in whole if getattr(self, name) is not None}
+
+    def cuts(self) -> list[int]:
+        """Frames at which new scenes begin, of a resolved story."""
+        assert self.fps is not None
+        return sorted({round(entry.start * self.fps) for entry in self.timeline if entry.cut} - {0})
 
     def resolve(self, fps: float, classes: tuple[str, ...]) -> Story:
         """Settle length, fps and class names against a model.

@@ -175,8 +175,8 @@ class System(Trainable):
     """A Trainable that makes videos."""
 
     accepts: frozenset[str] = frozenset()
-    """Conditions that can steer it: label, prompt, audio, states, first_frames, last_frame. An instance may accept
-    fewer than its class (a model trained without classes)."""
+    """Conditions that can steer it: label, prompt, audio, states, first_frames, last_frame, and cut, which begins a
+    new scene. An instance may accept fewer than its class (a model trained without classes)."""
     requires: ClassVar[frozenset[str]] = frozenset()
     """Conditions it cannot do without (R2: source_video; R3: first_frames)."""
     max_frames: ClassVar[int | None] = None
@@ -253,7 +253,7 @@ class System(Trainable):
     def check(self, story: Story) -> Story:
         """A resolved story, or the reason why this system cannot tell it."""
         used = story.conditions()
-        takes = sorted(self.accepts | self.requires)
+        takes = sorted((self.accepts | self.requires) - {"cut"})  # no option: it stands in stories
         accepted = ", ".join(f"--{name.replace('_', '-')}" for name in takes) or "none"
         for name in sorted(used - self.accepts - self.requires):
             raise UserError(f"{self.name} cannot be steered by {name}; conditions it accepts: {accepted}", code=2)

@@ -171,6 +171,33 @@ def test_a_change_of_class_takes_effect_at_the_first_new_frame_of_a_window(monke
     assert out.shape[1] == 10
 
 
+@pytest.mark.parametrize("every", [1, 2])
+def test_a_cut_begins_a_new_scene(every, monkeypatch):
+    """Nothing after it depends on what was before it; it falls on the first slice that is not too early."""
+    made = system(replace(LABELLED, every=every))
+    first = [Entry(0.0, label="a"), Entry(0.0, label="c")]
+    then = Entry(2.1, label="b", cut=True)  # frame 21, so slice 6 of 4 frames
+    stories = [resolved(made, 64, timeline=(entry, then)) for entry in first]
+    one, other = (tokens(made, [story])[0] for story in stories)
+    cut = 6 // every
+    assert not torch.equal(one[:, :cut], other[:, :cut])
+    assert torch.equal(one[:, cut:], other[:, cut:])
+    seen = prefixes(made, stories[:1], monkeypatch)
+    assert seen == sorted(seen)
+    assert [label for i, label in enumerate(seen) if label not in seen[:i]] == [[0], [1]]
+    without = resolved(made, 64, timeline=(first[0], replace(then, cut=False)))
+    assert not torch.equal(tokens(made, [without])[0][:, cut:], one[:, cut:])
+    video = torch.cat(list(made.generate(stories)), 2)
+    assert video.shape[2] == 64
+
+
+def test_stories_made_together_cut_together():
+    made = system(LABELLED)
+    stories = [resolved(made, 40, timeline=(Entry(start, cut=True),)) for start in (1.0, 2.0)]
+    with pytest.raises(UserError, match="must cut at the same times"):
+        list(made.generate(stories))
+
+
 def test_where_a_story_says_nothing_the_drawn_class_stays(monkeypatch):
     made = system(LABELLED)
     drawn = int(rollout._prior_labels(made, Rng([0]))[0])

@@ -87,7 +87,8 @@ def latent_slices(system: TATS, stories: list[Story], rng: Rng, known: Tensor | 
 
     The first window holds keep + new slices; each further one starts with the last `keep` slices, at the
     positions 0..keep-1 of the transformer, and adds `new`. Slice j of a video takes the uniform numbers of its
-    tokens' absolute positions, so a window's noise does not depend on how the windows fall.
+    tokens' absolute positions, so a window's noise does not depend on how the windows fall. Where a story cuts, a
+    first window begins.
     """
     settings, config = system.settings, system.config
     t, h, w = config.grid
@@ -98,6 +99,7 @@ def latent_slices(system: TATS, stories: list[Story], rng: Rng, known: Tensor | 
         )
     total = -(-(stories[0].frames or 0) // config.vqgan.compression[0])
     total = -(-(total - 1) // config.every) + 1
+    cuts = _cuts(stories, config.vqgan.compression[0] * config.every)
     prior = Decoder(system.prior, len(stories), settings.precision, settings.compile)
     labels = _prior_labels(system, rng)
     heard = _sounds(system, stories)
@@ -109,9 +111,11 @@ def latent_slices(system: TATS, stories: list[Story], rng: Rng, known: Tensor | 
         yield start
     first = True
     while done < total:
+        if done in cuts:
+            context, first = context[:, :0], True
         context = context[:, -keep:]
         held = context.shape[1]
-        count = keep + settings.new - held
+        count = min([keep + settings.new - held, *(cut - done for cut in cuts if cut > done)])
         if heard is None:
             condition = _condition(system, stories, labels, done * config.every)
         else:
@@ -122,6 +126,14 @@ def latent_slices(system: TATS, stories: list[Story], rng: Rng, known: Tensor | 
         context = torch.cat([context, tokens], 1)
         yield tokens - system.offset
         done, first = done + count, False
+
+
+def _cuts(stories: list[Story], frames: int) -> list[int]:
+    """Numbers of the slices, `frames` apart, with which new scenes begin: no earlier than the story says."""
+    found = [[-(-cut // frames) for cut in story.cuts()] for story in stories]
+    if any(own != found[0] for own in found):
+        raise UserError("stories made together must cut at the same times; make them one by one", code=2)
+    return found[0]
 
 
 def _new_slices(

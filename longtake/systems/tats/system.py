@@ -39,7 +39,7 @@ class TATS(System):
     config_class: ClassVar[type] = TATSConfig
     settings_class: ClassVar[type] = TATSSettings
     sizes: ClassVar[dict] = SIZES
-    accepts = frozenset({"label", "prompt", "audio", "first_frames"})
+    accepts = frozenset({"label", "prompt", "audio", "first_frames", "cut"})
     config: TATSConfig
     settings: TATSSettings
 
@@ -47,7 +47,7 @@ class TATS(System):
         super().__init__(config, info)
         self.settings = TATSSettings()
         asked = {"label": ["label"], "text": ["prompt"], "audio": ["audio"]}.get(config.prior.condition, [])
-        self.accepts = frozenset({"first_frames", *asked})
+        self.accepts = frozenset({"first_frames", "cut", *asked})
         frames = config.frames
         if frames % config.vqgan.compression[0] or any(
             s % c for s, c in zip(config.size, config.vqgan.compression[1:], strict=True)
