@@ -6,7 +6,7 @@ hears the sound. What is asked of them:
 * prediction: does its own condition make a held-out clip likelier than that of another clip, of the same or of
   another game? (nats a token gained; the sampler has no part in this)
 * class, text: is the game that was asked for the one that r3d-atari sees, in frames 48 to 63 of 128?
-* story: from frame 64 on another game is asked for; which one is seen in frames 112 to 127?
+* story: from frame 64 on another game is asked for, with and without a cut; which is seen in frames 112 to 127?
 * text: the time of day in Enduro, read off by the nearest of the mean pictures of real clips with that word
   (its accuracy on held-out real clips stands beside), before and after it changes at frame 64
 * sound: is the picture of the game that is heard? And if another clip's sound is played, is it still of the first?
@@ -77,7 +77,6 @@ def config(kind: str, args: argparse.Namespace) -> TATSConfig:
             decay=True,
             clip=1.0,
             ema=0.995,
-            cut=0.0 if kind == "audio" else 0.2,
         ),
         vqgan_stage=replace(start.vqgan_stage, steps=0),
         sound=SoundConfig(hearing, steps=args.sound_steps, batch=8, lr=1e-3),
@@ -110,11 +109,11 @@ def told(kind: str, game: str) -> dict:
     return {"label": game} if kind == "label" else {"prompt": SAYS[game]}
 
 
-def changing(system: TATS, entries: list[tuple[dict, dict]], seed: int) -> np.ndarray:
+def changing(system: TATS, entries: list[tuple[dict, dict]], seed: int, cut: bool = False) -> np.ndarray:
     """Videos that are asked for one thing, and from CHANGE on for another."""
     second = CHANGE / system.info.fps
     stories = [
-        Story(frames=FRAMES, seed=1000 * seed + i, timeline=(Entry(**first), Entry(second, **then)))
+        Story(frames=FRAMES, seed=1000 * seed + i, timeline=(Entry(**first), Entry(second, cut=cut, **then)))
         for i, (first, then) in enumerate(entries)
     ]
     return make(system, stories)
@@ -134,13 +133,15 @@ def games_followed(system: TATS, kind: str, see: Callable, seed: int, count: int
     games = system.info.classes
     pairs = [(a, b) for a in games for b in games if a != b]
     pairs = [pairs[i % len(pairs)] for i in range(count)]
-    videos = changing(system, [(told(kind, a), told(kind, b)) for a, b in pairs], seed)
-    before, after = (see(w) for w in windows(videos))
+    entries = [(told(kind, a), told(kind, b)) for a, b in pairs]
+    before, after = (see(w) for w in windows(changing(system, entries, seed)))
+    afresh = see(windows(changing(system, entries, seed, cut=True))[1])
     first, then = [a for a, _ in pairs], [b for _, b in pairs]
     return {
         "asked game seen": share(before, first),
         "new game seen after the change": share(after, then),
         "old game seen after the change": share(after, first),
+        "new game seen after a cut": share(afresh, then),
     }
 
 
@@ -285,7 +286,7 @@ def main() -> None:
     parser.add_argument("--vqgan", help="the model whose VQGAN is used")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=1000, help="updates of each prior")
+    parser.add_argument("--steps", type=int, default=800, help="updates of each prior")
     parser.add_argument("--sound-steps", type=int, default=400)
     parser.add_argument("--videos", type=int, default=48)
     parser.add_argument("--clips", type=int, default=128)

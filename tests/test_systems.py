@@ -29,7 +29,6 @@ CLASS_TATS = replace(TINY_TATS, prior=replace(TINY_TATS.prior, condition="label"
 CROP_TATS = replace(
     TINY_TATS,
     prior=replace(TINY_TATS.prior, condition="label", crop=(3, 2)),
-    prior_stage=replace(TINY_TATS.prior_stage, cut=0.5),
 )
 CONFIGS = {name: ("tiny", TinyConfig()) for name in FAKES} | {"tats": ("tiny", TINY_TATS)}
 SPARSE_TATS = replace(

@@ -1,4 +1,4 @@
-"""A prior that sees shifted crops of a slice (the authors' vtokens_pos), and cuts between clips in training."""
+"""A prior that sees shifted crops of a slice (the authors' vtokens_pos)."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from longtake.rollout.rng import Rng
 from longtake.rollout.sampling import SamplingSettings
 from longtake.story import Entry, Story
 from longtake.systems.base import ModelInfo
-from longtake.systems.tats.config import SIZES, PriorConfig, PriorStageConfig
+from longtake.systems.tats.config import SIZES, PriorConfig
 from longtake.systems.tats.convert import convert
 from longtake.systems.tats.rollout import latent_slices
-from longtake.systems.tats.stages import PriorStage, cut
+from longtake.systems.tats.stages import PriorStage
 from longtake.systems.tats.system import TATS
 
 TINY = replace(SIZES["tiny"], frames=8, size=(20, 24))  # slices of 5x6 tokens, two a window
@@ -130,23 +130,6 @@ def test_training_sees_every_place():
         assert stage.validate({"clips": batch()}) == stage.validate({"clips": batch()})
 
 
-def test_cut_clips_begin_with_another_and_keep_their_condition():
-    tokens = batch(3)["tokens"]
-    joined = cut(tokens, torch.tensor([0, 1, 2]))
-    assert joined[:, :, 0, 0].tolist() == [[0, 0], [0, 1], [1, 1]]
-    stage = PriorStage(system(None, prior_stage=PriorStageConfig(20, batch=8, cut=0.5)))
-    engine = Watching()
-    made = []
-    for step in range(8):
-        clips = Batch(**{**batch(), "id": torch.arange(8) + 8 * step})
-        stage.step({"clips": clips}, engine)
-        made.append(engine.batch["tokens"][:, :, 0, 0])
-        assert torch.equal(engine.batch["label"], clips["label"])
-        assert torch.equal(made[-1][:, 1], torch.arange(8))  # the last slice is its own
-    share = (torch.stack(made)[..., 0] != torch.arange(8)).float().mean()
-    assert 0.3 < share < 0.7
-
-
 @pytest.mark.parametrize(
     ("crop", "changes", "message"),
     [
@@ -158,11 +141,6 @@ def test_cut_clips_begin_with_another_and_keep_their_condition():
 def test_what_does_not_go_with_crops_is_refused(crop, changes, message):
     with pytest.raises(UserError, match=message):
         system(crop, **changes)
-
-
-def test_a_share_of_cuts_is_a_share():
-    with pytest.raises(ValueError, match="between 0 and 1"):
-        PriorStageConfig(cut=1.5)
 
 
 def test_the_authors_model_of_crops_is_converted(tmp_path):

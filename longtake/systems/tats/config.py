@@ -136,13 +136,6 @@ class PriorStageConfig:
     """Decay of averaged weights; the paper has none."""
     keep_best: bool = False
     """Take the weights of the lowest validation loss instead of the last."""
-    cut: float = 0.0
-    """Share of the clips whose first slices are another clip's, with the condition of those that follow: teaches a
-    change of scene where a story's class or prompt changes (the paper has none)."""
-
-    def __post_init__(self):
-        if not 0 <= self.cut <= 1:
-            raise ValueError(f"cut is {self.cut} but must be a share between 0 and 1")
 
 
 @dataclass(frozen=True)

@@ -230,10 +230,6 @@ class PriorStage(Stage):
 
     def step(self, batches: dict[str, Batch], engine: Engine) -> dict[str, float]:
         batch, ids = batches["clips"], batches["clips"]["id"].tolist()
-        if self.config.cut:
-            after = 1 + engine.rng.integers("cut place", ids, batch["tokens"].shape[1] - 1)[0]
-            after = after * (engine.rng.uniform("cut", ids)[0] < self.config.cut)
-            batch = Batch(**{**batch, "tokens": cut(batch["tokens"], after.to(batch["tokens"].device))})
         if self.corners:
             drawn = engine.rng.integers("crop", ids, len(self.corners))[0]
             batch = Batch(**{**batch, "corner": torch.tensor(self.corners)[drawn]})
@@ -285,17 +281,6 @@ class InterpolatorStage(PriorStage):
 
     def _predict(self, condition: Tensor, tokens: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         return self.system.predict_between(condition, tokens)
-
-
-def cut(tokens: Tensor, after: Tensor) -> Tensor:
-    """Let each clip begin with the slices of the one before it in the batch.
-
-    Args:
-        tokens: (B, t, h, w).
-        after: (B,) how many slices are the other clip's; 0 leaves a clip whole.
-    """
-    other = torch.arange(tokens.shape[1], device=tokens.device) < after[:, None]
-    return torch.where(other[:, :, None, None], tokens.roll(1, 0), tokens)
 
 
 def pick_frame(video: Tensor, frame: Tensor) -> Tensor:

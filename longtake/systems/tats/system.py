@@ -112,8 +112,6 @@ class TATS(System):
             raise UserError(f"a crop of {self.crop} tokens does not fit the {h}x{w} of a slice", code=2)
         if config.prior.crop and config.every > 1:
             raise UserError("crops of slices need every: 1; the interpolator sees whole slices", code=2)
-        if config.prior_stage.cut and config.prior.condition == "audio":
-            raise UserError("sound changes by itself and cannot be cut in training; use cut: 0", code=2)
 
     def _critic(self, dims: int) -> PatchDiscriminator:
         """The discriminator of frames (2) or clips (3)."""
