@@ -1,7 +1,5 @@
 """Equality with the official code's numbers (see tests/golden)."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 from goldens import Golden

@@ -1,5 +1,5 @@
-"""Adaptive augmentation of what the discriminators see (Karras et al., "Training generative adversarial networks with
-limited data", NeurIPS 2020), the same for all frames of a video (StyleGAN-V, released code).
+"""Adaptive augmentation of what the discriminators see (Karras et al., "Training generative adversarial networks
+with limited data", NeurIPS 2020), the same for all frames of a video (StyleGAN-V, released code).
 
 Every transformation is applied to a video with probability p, and p follows how sure the discriminator is of real
 videos. Videos that no transformation moves are left alone, which gives the same as moving them by nothing: the
@@ -33,8 +33,8 @@ SYM6 = (
     -0.007800708325034148,
 )
 """Low-pass filter of the orthonormal symlet wavelet of 6 vanishing moments (Daubechies)."""
-BORDER = 8
-"""Mirrored pixels around a frame before it is resampled: more than the filter reaches."""
+BORDER, SEEN = 12, 4
+"""Mirrored pixels around a frame before it is resampled, and how many of them the filter may show as they are."""
 
 
 @dataclass(frozen=True)
@@ -154,8 +154,9 @@ def geometry(
         exact = torch.tensor([0.0, 1.0, 0.0, -1.0], device=device)
         sine, cosine = exact[turn.long()], exact[(turn.long() + 1) % 4]
         quarter = _matrix([[cosine, -sine, 0.0], [sine, cosine, 0.0], [0.0, 0.0, 1.0]], sine)
-        right = _with(p, (uniform(-0.125, 0.125) * width).round(), 0)
-        below = _with(p, (uniform(-0.125, 0.125) * height).round(), 0)
+        chosen = torch.rand(batch, device=device) < p
+        right = (uniform(-0.125, 0.125) * width).round() * chosen
+        below = (uniform(-0.125, 0.125) * height).round() * chosen
         where = where @ _scale(1 - 2 * mirror, torch.ones_like(mirror)) @ quarter @ _shift(right, below)
     if config.geometry:
         turned = 1 - math.sqrt(1 - p)  # so that either rotation happens with probability p
@@ -227,9 +228,11 @@ def resample(images: Tensor, where: Tensor) -> Tensor:
 
 
 def _normalised(place: Tensor, count: int, samples: int, centre: float) -> Tensor:
-    """Places in pixels from the middle -> coordinates of `grid_sample` on the fine grid, mirrored into the frame."""
-    place = (place + count / 2) % (2 * count)
-    place = torch.minimum(place, 2 * count - place)
+    """Places in pixels from the middle -> coordinates of `grid_sample` on the fine grid; far ones are mirrored."""
+    place = place + count / 2
+    inside = place % (2 * count)
+    inside = torch.minimum(inside, 2 * count - inside)
+    place = torch.where((place > -SEEN) & (place < count + SEEN), place, inside)
     index = 2 * (place - 0.5 + BORDER) + centre
     return index * (2 / (samples - 1)) - 1
 

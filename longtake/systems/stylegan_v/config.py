@@ -38,7 +38,7 @@ class GANStageConfig:
     """Probability that a video has two styles, one up to a random layer (off in StyleGAN-V)."""
     mirror: bool = True
     """Also learn from the mirrored videos."""
-    augment: AugmentConfig = AugmentConfig()
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
     """Adaptive augmentation."""
     video_lr: float = 0.1
     """Factor on the learning rate of MoCoGAN's video discriminator."""
@@ -63,13 +63,13 @@ class StyleGANVConfig:
     """Frames of the time that is trained: clips are made within it."""
     condition: Literal["none", "label"] = "none"
     """What steers a video beside its noise."""
-    mapping: MappingConfig = MappingConfig()
+    mapping: MappingConfig = field(default_factory=MappingConfig)
     """Content."""
-    motion: MotionConfig = MotionConfig()
+    motion: MotionConfig = field(default_factory=MotionConfig)
     """Motion."""
-    synthesis: SynthesisConfig = SynthesisConfig()
+    synthesis: SynthesisConfig = field(default_factory=SynthesisConfig)
     """Frames."""
-    discriminator: DiscriminatorConfig = DiscriminatorConfig()
+    discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
     """Who judges."""
     stage: GANStageConfig = field(default_factory=GANStageConfig)
     """Training."""
@@ -81,7 +81,9 @@ class StyleGANVConfig:
         if self.horizon <= self.longest:
             raise ValueError(f"a horizon of {self.horizon} frames is too short for clips of {self.longest + 1}")
         if self.discriminator.kind == "image+video" and (self.sampling != "consecutive" or self.frames < 16):
-            raise ValueError('an "image+video" discriminator sees 16 or more consecutive frames: set frames, sampling')
+            raise ValueError(
+                'an "image+video" discriminator sees 16 or more consecutive frames: set frames, sampling'
+            )
 
     @property
     def mode(self) -> Sparse | Step:

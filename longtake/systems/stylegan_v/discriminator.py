@@ -30,7 +30,8 @@ class DiscriminatorConfig:
     join: int = 16
     """Height from which on the frames of a clip are seen as one."""
     divisor: int = 2
-    """What the channels of a frame are divided by before they are joined (2 in the released code, 1 in the text)."""
+    """What the channels of a frame are divided by before they are joined (2 in the released code, 1 in the
+    text)."""
     time: bool = True
     """Whether it is told the gaps between frames ("w/o time conditioning" in Tab. 2)."""
     gaps: int = 1024
@@ -97,7 +98,8 @@ class ConditionMapping(nn.Module):
 
 
 class Head(nn.Module):
-    """Features of a clip (B, C, h, w) to `out` numbers: deviation over the batch, a convolution, two linear layers."""
+    """Features of a clip (B, C, h, w) to `out` numbers: deviation over the batch, a convolution, two linear
+    layers."""
 
     def __init__(self, width: int, grid: tuple[int, int], out: int, group: int, clamp: float | None):
         super().__init__()
@@ -113,8 +115,8 @@ class Head(nn.Module):
 
 
 def batch_deviation(x: Tensor, most: int) -> Tensor:
-    """Mean standard deviation (B, 1, h, w) of features over groups of `most` videos, or the next smaller divisor of B
-    (minibatch standard deviation, Karras et al., ICLR 2018)."""
+    """Mean standard deviation (B, 1, h, w) of features over groups of `most` videos, or the next smaller divisor of
+    B (minibatch standard deviation, Karras et al., ICLR 2018)."""
     b = len(x)
     group = max(n for n in range(1, most + 1) if b % n == 0)
     parts = x.reshape(group, b // group, -1)
@@ -126,8 +128,9 @@ class Discriminator(nn.Module):
     """One logit a clip.
 
     Frames are seen one by one down to height `join`; there their features are joined along the channels and seen as
-    one. The logit is the product of the clip's features with a mapping of gaps and labels, over the root of its width
-    (released code). Gaps are put together before the mapping as in the released code; the text maps each by itself.
+    one. The logit is the product of the clip's features with a mapping of gaps and labels, over the root of its
+    width (released code). Gaps are put together before the mapping as in the released code; the text maps each by
+    itself.
     """
 
     def __init__(self, config: DiscriminatorConfig, size: tuple[int, int], frames: int, classes: int = 0):
@@ -188,8 +191,8 @@ class VideoDiscriminator(nn.Module):
     """MoCoGAN's discriminator of 16 consecutive frames, as the released StyleGAN-V code has it.
 
     Noise of deviation 0.1, then four 3-D convolutions of kernel 4 that halve height and width while these are 8 or
-    more, without padding in time, batch norm after all but the first, leaky ReLU; at 256 pixels and more two further
-    ones of kernel 3; a last one of kernel 4 makes logits of patches. Its learning rate is not equalised.
+    more, without padding in time, batch norm after all but the first, leaky ReLU; at 256 pixels and more two
+    further ones of kernel 3; a last one of kernel 4 makes logits of patches. Its learning rate is not equalised.
     """
 
     NOISE = 0.1

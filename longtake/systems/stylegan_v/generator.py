@@ -19,9 +19,9 @@ class Generator(nn.Module):
     def __init__(
         self,
         size: tuple[int, int],
-        mapping: MappingConfig = MappingConfig(),
-        motion: MotionConfig = MotionConfig(),
-        synthesis: SynthesisConfig = SynthesisConfig(),
+        mapping: MappingConfig,
+        motion: MotionConfig,
+        synthesis: SynthesisConfig,
         classes: int = 0,
     ):
         super().__init__()
@@ -84,7 +84,10 @@ class MotionStyler(nn.Module):
 
     def __init__(self, code: int, width: int):
         super().__init__()
-        layers = (EqualLinear(code, width, rate=0.01, active=True), EqualLinear(width, width, rate=0.01, active=True))
+        layers = (
+            EqualLinear(code, width, rate=0.01, active=True),
+            EqualLinear(width, width, rate=0.01, active=True),
+        )
         self.layers = nn.Sequential(*layers)
 
     @full_precision

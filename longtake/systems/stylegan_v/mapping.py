@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -38,9 +39,7 @@ class Mapping(nn.Module):
         super().__init__()
         self.embed = EqualLinear(classes, config.width) if classes else None
         widths = [config.noise + (config.width if classes else 0)] + [config.width] * config.layers
-        self.layers = nn.Sequential(
-            *(EqualLinear(a, b, rate=0.01, active=True) for a, b in zip(widths, widths[1:], strict=False))
-        )
+        self.layers = nn.Sequential(*(EqualLinear(a, b, rate=0.01, active=True) for a, b in pairwise(widths)))
         self.register_buffer("average", torch.zeros(config.width))
 
     @full_precision

@@ -1,4 +1,5 @@
-"""The motion mapping F_m and the acyclic positional encoding: noise to motion codes at any time (paper section 3.1).
+"""The motion mapping F_m and the acyclic positional encoding: noise to motion codes at any time (paper section
+3.1).
 
 Motion noise lies on a grid of tokens, `spacing` frames apart; token j stands at time j * spacing. Codes at a time
 depend on the two tokens u around it, and a token u_j on the noise j ... j + reach. So any stretch of a video can be
@@ -85,8 +86,8 @@ class AcyclicEncoding(nn.Module):
 
     Followed is the released code where it differs, because the published models have it: periods (not coefficients)
     are spaced evenly, in octaves, from the longest to the shortest; phases are scaled by longest/period; sines come
-    with their cosines and without the amplitudes of equation 3. Times enter in absolute terms; phases are computed in
-    double precision, because float32 is off by 0.005 radians after an hour.
+    with their cosines and without the amplitudes of equation 3. Times enter in absolute terms; phases are computed
+    in double precision, because float32 is off by 0.005 radians after an hour.
     """
 
     def __init__(self, config: MotionConfig):
@@ -180,7 +181,7 @@ class RecurrentMotion(nn.Module):
         """Noise (B, n, noise) -> tokens u (B, n, width) and the state after them, to go on from."""
         with torch.autocast(noise.device.type, enabled=False):
             x = with_label(noise, label, self.classes)
-            return self.lstm(x.to(self.lstm.weight_ih_l0.dtype), state)
+            return self.lstm(x.to(next(self.lstm.parameters()).dtype), state)
 
     def between(self, u: Tensor, first: Tensor, times: Tensor) -> Tensor:
         """Codes (B, F, width) at `times` (B, F) from tokens u (B, n, width), the first of number `first` (B,)."""

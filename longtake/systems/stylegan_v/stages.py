@@ -29,8 +29,8 @@ PREVIEW = 32
 
 
 def draw_times(config: StyleGANVConfig, batch: int, device: torch.device) -> Tensor:
-    """Times (B, F) of clips to be made, within the horizon: drawn as those of real clips (section 3.3), but the first
-    is any real number (released code). Of consecutive frames it is whole."""
+    """Times (B, F) of clips to be made, within the horizon: drawn as those of real clips (section 3.3), but the
+    first is any real number (released code). Of consecutive frames it is whole."""
     frames, choices = config.frames, torch.tensor(config.distances, device=device)
     span = choices[torch.randint(len(choices), (batch,), device=device)]
     latest = config.horizon - 1 - span
@@ -84,7 +84,9 @@ class GANStage(Stage):
             slow = list(nets["video_discriminator"].parameters())
             critics.append({"params": slow, "lr": lr * self.settings.video_lr})
         return {
-            "generator": adam([{"params": list(nets["generator"].parameters()), "lr": lr}], self.settings.path_every),
+            "generator": adam(
+                [{"params": list(nets["generator"].parameters()), "lr": lr}], self.settings.path_every
+            ),
             "discriminator": adam(critics, self.settings.gamma_every),
         }
 

@@ -59,11 +59,11 @@ class Block(nn.Module):
 class Synthesis(nn.Module):
     """Motion codes (N, code) and the modulations of their styles to frames (N, 3, H, W), about [-1, 1].
 
-    A block's picture takes the style of the convolution that comes after it, as in the official code: L is the number
-    of convolutions and one. There are no noise inputs: they would flicker.
+    A block's picture takes the style of the convolution that comes after it, as in the official code: L is the
+    number of convolutions and one. There are no noise inputs: they would flicker.
 
-    The styles are given as modulations, because all frames of a video share them: `modulate` keeps them apart from
-    the weights (training, where videos share a batch), `fold` puts one video's into the weights, once for all frames.
+    The styles are given as modulations, because all frames of a video share them: `modulate` keeps them apart
+    from the weights (training, where videos share a batch), `fold` puts one video's into the weights, once for all.
     """
 
     def __init__(self, config: SynthesisConfig, size: tuple[int, int], style: int, code: int):
