@@ -79,6 +79,13 @@ class StyleGANV(System):
         single = self.discriminator(singles, times.reshape(-1, 1), labels)
         return [single, self.networks["video_discriminator"](frames)]
 
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> StyleGANV:
+        """A lower precision is for the synthesis network alone: what makes codes multiplies errors by a hundred."""
+        super().to(device)
+        if dtype is not None:
+            self.generator.synthesis.to(dtype)
+        return self
+
     def compile(self) -> None:
         """The synthesis network is what takes the time."""
         self.generator.synthesis.compile()
