@@ -23,7 +23,9 @@ def test_the_filter_is_orthonormal():
     taps = torch.tensor(SYM6, dtype=torch.float64)
     assert taps.sum() == pytest.approx(math.sqrt(2), abs=1e-9)
     for shift in range(6):
-        assert float((taps[2 * shift :] * taps[: 12 - 2 * shift]).sum()) == pytest.approx(float(shift == 0), abs=1e-9)
+        assert float((taps[2 * shift :] * taps[: 12 - 2 * shift]).sum()) == pytest.approx(
+            float(shift == 0), abs=1e-9
+        )
 
 
 @pytest.mark.parametrize("size", [(8, 8), (9, 16)])

@@ -78,7 +78,9 @@ def test_noise_is_made_for_the_neighbourhood_only(monkeypatch):
     system = make()
     asked = []
     original = Rng.normal
-    monkeypatch.setattr(Rng, "normal", lambda self, s, i, shape=(): asked.append((s, i)) or original(self, s, i, shape))
+    monkeypatch.setattr(
+        Rng, "normal", lambda self, s, i, shape=(): asked.append((s, i)) or original(self, s, i, shape)
+    )
     at(system, 9_000_000.0)
     tokens = [i for stream, i in asked if stream == "motion"]
     assert len(tokens) == 1
