@@ -47,10 +47,12 @@ class StyleGANV(System):
         self.networks = {"generator": self.generator, "discriminator": self.discriminator}
         if both:
             self.networks["video_discriminator"] = VideoDiscriminator(config.size, critic.video_width)
+        self.saved: tuple[str, ...] = ("generator",)
+        """Networks of a model folder; a converted model brings its discriminator, to be trained on."""
 
     @property
     def inference(self) -> tuple[str, ...]:
-        return ("generator",)
+        return self.saved
 
     @property
     def seam_period(self) -> int | None:
