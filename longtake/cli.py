@@ -231,7 +231,10 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("family", choices=["tats", "stylegan_v"])
     p.add_argument(
-        "files", nargs="+", metavar="FILE", help="TATS: VQGAN.ckpt, TRANSFORMER.ckpt; StyleGAN-V: network-snapshot.pkl"
+        "files",
+        nargs="+",
+        metavar="FILE",
+        help="TATS: VQGAN.ckpt, TRANSFORMER.ckpt; StyleGAN-V: network-snapshot.pkl",
     )
     p.add_argument("-o", "--output", required=True, metavar="DIR")
     p.add_argument("--fps", type=float, default=15.0, help="frame rate of the footage (default 15)")

@@ -365,9 +365,9 @@ def read_foreign(path: Path | str, skip: Collection[str] = (), keep: bool = Fals
     """What a .pt, .pth, .ckpt, .pkl or .safetensors file holds, as plain dicts, lists, tuples, numbers and tensors.
 
     Objects of any other class are `Inert`, or with `keep` dicts of what they hold (see `Kept`; a pickle may then be
-    of any size); an `argparse.Namespace` is a `dict`. The entries `skip` of the outermost dict are left out and their
-    tensors not read (the state of optimisers is most of many a file). Raises UserError if the file is missing,
-    damaged, hostile or not a checkpoint.
+    of any size); an `argparse.Namespace` is a `dict`. The entries `skip` of the outermost dict are left out and
+    their tensors not read (the state of optimisers is most of many a file). Raises UserError if the file is
+    missing, damaged, hostile or not a checkpoint.
     """
     path = Path(path)
     try:

@@ -122,9 +122,7 @@ def snapshot(path: Path, g: dict, d: dict | None = None, **changes) -> Path:
 
 def golden_states() -> tuple[dict, dict]:
     golden = Golden("sgv_training_step_32")
-    return tuple(
-        {k.removeprefix(p): v for k, v in golden.state.items() if k.startswith(p)} for p in ("G.", "D.")
-    )  # type: ignore[return-value]
+    return tuple({k.removeprefix(p): v for k, v in golden.state.items() if k.startswith(p)} for p in ("G.", "D."))  # type: ignore[return-value]
 
 
 def test_a_snapshot_becomes_a_model(tmp_path):

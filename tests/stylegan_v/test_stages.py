@@ -86,7 +86,7 @@ def test_each_part_moves_only_its_own_networks():
         def update(self, optimiser, loss_fn, batch, clip=None):
             losses = loss_fn(batch)
             seen.append((optimiser, losses["loss"]))
-            return {k: float(v) for k, v in losses.items()}
+            return {k: float(v.detach()) for k, v in losses.items()}
 
     stage.step({"clips": batch}, Engine())
     assert [name for name, _ in seen] == ["generator", "discriminator", "discriminator"]
@@ -147,5 +147,5 @@ def test_path_lengths_of_a_linear_generator():
 
 
 def test_preview_shows_four_videos():
-    system, stage, _, batch = run(TINY, steps=0)
+    _, stage, _, batch = run(TINY, steps=0)
     assert stage.preview({"clips": batch}).shape == (3, stages.PREVIEW, 16, 64)

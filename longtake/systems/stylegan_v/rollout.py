@@ -89,12 +89,12 @@ class Film:
         parts, begin = [], 0
         for i in range(1, len(labels) + 1):
             if i == len(labels) or labels[i] != labels[begin]:
-                self._enter(labels[begin])
+                self.enter(labels[begin])
                 parts.append(self._render(self.codes(times[begin:i])))
                 begin = i
         return torch.cat(parts).transpose(0, 1)
 
-    def _enter(self, label: int) -> None:
+    def enter(self, label: int) -> None:
         """Prepare for frames of a class."""
         if label == self.label:
             return
