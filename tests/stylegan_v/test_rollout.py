@@ -169,7 +169,8 @@ def test_lower_precision_is_close():
 
 
 def test_pixels_of_a_chunk_are_bounded():
-    assert [chunk_frames((n, n)) for n in (16, 128, 256, 1024)] == [16, 16, 4, 1]
+    for device, wanted in (("cpu", [16, 8, 2, 1]), ("cuda", [16, 16, 16, 1])):
+        assert [chunk_frames((n, n), torch.device(device)) for n in (16, 64, 128, 1024)] == wanted
 
 
 def test_settings_that_cannot_be():

@@ -58,11 +58,11 @@ def low_pass(x: Tensor) -> Tensor:
     return torch.outer(taps, taps) / taps.sum() ** 2
 
 
-def smooth(x: Tensor, padding: int, gain: float = 1.0) -> Tensor:
-    """`x` (N, C, H, W), zero-padded, through the low-pass filter."""
+def smooth(x: Tensor, padding: int, gain: float = 1.0, bias: Tensor | None = None) -> Tensor:
+    """`x` (N, C, H, W), zero-padded, through the low-pass filter, plus a bias (C,)."""
     channels = x.shape[1]
     kernel = (low_pass(x) * gain).expand(channels, 1, 4, 4)
-    return F.conv2d(x, kernel, padding=padding, groups=channels)
+    return F.conv2d(x, kernel, bias, padding=padding, groups=channels)
 
 
 def upsample(x: Tensor) -> Tensor:
@@ -147,8 +147,8 @@ class EqualConv2d(nn.Module):
 class Modulation(NamedTuple):
     """What a style makes of a convolution.
 
-    Either one style an image, kept apart from the weights: `before` and `after` scale their input and output. Or
-    one style for all images, folded into `weight`.
+    Either one style an image, kept apart from the weights: `before` and `after` scale their input and output. Or one
+    style for all images, folded into `weight` together with the gain of the activation, as it is into `bias`.
     """
 
     weight: Tensor
@@ -157,6 +157,8 @@ class Modulation(NamedTuple):
     """(N, C, 1, 1)"""
     after: Tensor | None = None
     """(N, C', 1, 1)"""
+    bias: Tensor | None = None
+    """(C',)"""
 
 
 class ModulatedConv2d(nn.Module):
@@ -191,10 +193,12 @@ class ModulatedConv2d(nn.Module):
     def fold(self, w: Tensor, dtype: torch.dtype) -> Modulation:
         """One style for all images, in the weights: `w` (1, W)."""
         style, after = self._scales(w)
-        weight = self.weight.to(style.dtype) * style[0, None, :, None, None]
+        weight, gain = self.weight.to(style.dtype) * style[0, None, :, None, None], 1.0
         if after is not None:
-            weight = weight * after[0, :, None, None, None]
-        return Modulation(weight.to(dtype, memory_format=torch.channels_last))
+            gain = math.sqrt(2)  # a leaky ReLU passes positive factors on
+            weight *= (gain * after)[0, :, None, None, None]
+        bias = (self.bias.to(style.dtype) * gain).to(dtype)
+        return Modulation(weight.to(dtype, memory_format=torch.channels_last), bias=bias)
 
     @full_precision
     def _scales(self, w: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -207,6 +211,8 @@ class ModulatedConv2d(nn.Module):
 
     def forward(self, x: Tensor, how: Modulation) -> Tensor:
         """`x` (N, C, H, W)."""
+        if how.bias is not None:
+            return self._folded(x, how.weight, how.bias)
         if how.before is not None:
             x = x * how.before.to(x.dtype)
         weight = how.weight.to(x.dtype)
@@ -222,3 +228,13 @@ class ModulatedConv2d(nn.Module):
             x = x + self.bias.to(x.dtype).view(1, -1, 1, 1)
             return x if self.clamp is None else x.clamp(-self.clamp, self.clamp)
         return activate(x, self.bias, clamp=self.clamp)
+
+    def _folded(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        """The same where one style is in the weights: nothing is left to be done but in place."""
+        if self.up:
+            x = smooth(F.conv_transpose2d(x, weight.transpose(0, 1), stride=2), padding=1, gain=4, bias=bias)
+        else:
+            x = F.conv2d(x, weight, bias, padding=self.kernel // 2)
+        if not self.rgb:
+            x = F.leaky_relu_(x, SLOPE)
+        return x if self.clamp is None else x.clamp_(-self.clamp, self.clamp)

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 BLOCK = 16
 """Tokens that are made together."""
-PIXELS = 1 << 18
-"""Most pixels that are made together, at least one frame, at most 16."""
+PIXELS = {"cpu": 1 << 15, "cuda": 1 << 20}
+"""Most pixels that are made together, at least one frame, at most 16: more are no faster and take more memory."""
 CENTRES = 1000
 """Styles of which the centre of a class is the mean."""
 
@@ -42,7 +42,7 @@ def stream(system: StyleGANV, stories: list[Story], rng: Rng) -> Iterator[Tensor
     films = [Film(system, seed) for seed in rng.seeds]
     labels = drawn_labels(system, rng)
     step = system.info.fps / story.fps
-    count = chunk_frames(system.config.size)
+    count = chunk_frames(system.config.size, system.device)
     for begin in range(0, story.frames, count):
         times = torch.arange(begin, begin + count, dtype=torch.float64) * step + system.settings.start
         chunks = []
@@ -52,9 +52,9 @@ def stream(system: StyleGANV, stories: list[Story], rng: Rng) -> Iterator[Tensor
         yield torch.stack(chunks)
 
 
-def chunk_frames(size: tuple[int, int]) -> int:
+def chunk_frames(size: tuple[int, int], device: torch.device) -> int:
     """Frames that are made together."""
-    return max(1, min(16, PIXELS // (size[0] * size[1])))
+    return max(1, min(16, PIXELS.get(device.type, PIXELS["cuda"]) // (size[0] * size[1])))
 
 
 def drawn_labels(system: StyleGANV, rng: Rng) -> Tensor:
