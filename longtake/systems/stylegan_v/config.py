@@ -154,7 +154,8 @@ _BASE = StyleGANVConfig(
     discriminator=DiscriminatorConfig(base=16_384, most=256),
     stage=GANStageConfig(steps=100_000, batch=32, ema=0.9989),
 )
-SIZES = {"tiny": _TINY, "small": _SMALL, "base": _BASE, "paper": StyleGANVConfig()}
+_PAPER = StyleGANVConfig(synthesis=SynthesisConfig(clamp=256.0), discriminator=DiscriminatorConfig(clamp=256.0))
+SIZES = {"tiny": _TINY, "small": _SMALL, "base": _BASE, "paper": _PAPER}
 """tiny: tests. small: one CPU. base: one GPU at 128 pixels. paper: FaceForensics and others at 256 pixels."""
 
 

@@ -147,8 +147,8 @@ class EqualConv2d(nn.Module):
 class Modulation(NamedTuple):
     """What a style makes of a convolution.
 
-    Either one style an image, kept apart from the weights: `before` and `after` scale their input and output. Or one
-    style for all images, folded into `weight` together with the gain of the activation, as it is into `bias`.
+    Either one style an image, kept apart from the weights: `before` and `after` scale their input and output. Or
+    one style for all images, folded into `weight` together with the gain of the activation, as it is into `bias`.
     """
 
     weight: Tensor
@@ -188,7 +188,12 @@ class ModulatedConv2d(nn.Module):
     def modulate(self, w: Tensor) -> Modulation:
         """One style an image: `w` (N, W)."""
         style, after = self._scales(w)
-        return Modulation(self.weight, style[:, :, None, None], None if after is None else after[:, :, None, None])
+        if after is None:
+            return Modulation(self.weight, style[:, :, None, None])
+        # Scaled down before and up after the convolution, whose sums could leave float16's range.
+        most, root = style.abs().amax(1, keepdim=True).clamp_min(1e-8), math.sqrt(self.weight[0].numel())
+        before, after = style / most, after * (most * root)
+        return Modulation(self.weight / root, before[:, :, None, None], after[:, :, None, None])
 
     def fold(self, w: Tensor, dtype: torch.dtype) -> Modulation:
         """One style for all images, in the weights: `w` (1, W)."""

@@ -69,6 +69,11 @@ class Waves(NamedTuple):
     """(B, n, 2 * waves)"""
 
 
+def finest(device: torch.device) -> torch.dtype:
+    """The type of times and phases: double precision where the device has it."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 def around(times: Tensor, spacing: float) -> tuple[Tensor, Tensor]:
     """The token before each time (int64) and how far (0 to 1) the next one is behind it."""
     place = times / spacing
@@ -105,7 +110,7 @@ class AcyclicEncoding(nn.Module):
 
     def waves(self, u: Tensor) -> Waves:
         """Tokens u (B, n, width) -> their waves."""
-        wide = torch.float32 if u.device.type == "mps" else torch.float64
+        wide = finest(u.device)
         base, factor = self.base.to(u.device, wide), self.factor.to(u.device, wide)
         frequency = (torch.tanh(self.frequency(u).to(wide)) + 1) * base
         return Waves(frequency, self.phase(u).to(wide) * factor, self.align(u).to(wide))

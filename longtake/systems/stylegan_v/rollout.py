@@ -21,7 +21,7 @@ from longtake.rollout.rng import Rng
 from longtake.story import Story
 from longtake.systems.stylegan_v.layers import Modulation
 from longtake.systems.stylegan_v.mapping import truncate
-from longtake.systems.stylegan_v.motion import AcyclicMotion, RecurrentMotion, Waves
+from longtake.systems.stylegan_v.motion import AcyclicMotion, RecurrentMotion, Waves, finest
 
 if TYPE_CHECKING:
     from longtake.systems.stylegan_v.system import StyleGANV
@@ -132,7 +132,7 @@ class Film:
         blocks = tokens.div(BLOCK, rounding_mode="floor")
         parts = []
         for number in blocks.unique_consecutive().tolist():
-            at = times[blocks == number][None].to(self.system.device)
+            at = times[blocks == number][None].to(self.system.device, finest(self.system.device))
             first = torch.tensor([number * BLOCK], device=self.system.device)
             if number not in self.blocks:
                 self.blocks = {k: v for k, v in self.blocks.items() if k == number - 1}

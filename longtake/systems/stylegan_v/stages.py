@@ -19,6 +19,7 @@ from longtake.systems.stylegan_v.losses import (
     gradient_penalty,
     path_lengths,
 )
+from longtake.systems.stylegan_v.motion import finest
 
 if TYPE_CHECKING:
     from longtake.systems.stylegan_v.config import StyleGANVConfig
@@ -34,7 +35,7 @@ def draw_times(config: StyleGANVConfig, batch: int, device: torch.device) -> Ten
     frames, choices = config.frames, torch.tensor(config.distances, device=device)
     span = choices[torch.randint(len(choices), (batch,), device=device)]
     latest = config.horizon - 1 - span
-    offset = torch.rand(batch, device=device, dtype=torch.float64) * latest
+    offset = torch.rand(batch, device=device, dtype=finest(device)) * latest
     if config.sampling == "consecutive":
         return offset.round()[:, None] + torch.arange(frames, device=device)
     if frames == 1:
