@@ -63,6 +63,7 @@ class Adaptation:
     def __init__(self, config: AugmentConfig):
         self.config, self.p = config, config.start
         self.signs, self.count = 0.0, 0.0
+        self.device = torch.device("cpu")
 
     @property
     def active(self) -> bool:
@@ -71,6 +72,7 @@ class Adaptation:
 
     def see(self, logits: Tensor) -> None:
         """Logits of real videos."""
+        self.device = logits.device  # where processes exchange figures
         self.signs += float(logits.detach().sign().sum())
         self.count += logits.numel()
 
@@ -78,7 +80,7 @@ class Adaptation:
         """After update number `step` of `videos` videos; moves the probability when it is due."""
         if self.config.target is None or (step + 1) % self.config.every:
             return
-        signs, count = all_reduce_sum(torch.tensor([self.signs, self.count], dtype=torch.float64)).tolist()
+        signs, count = all_reduce_sum(torch.tensor([self.signs, self.count], device=self.device)).tolist()
         direction = math.copysign(1, signs / count - self.config.target) if count else 0
         world = count / max(1.0, self.count)
         self.p += direction * videos * world * self.config.every / self.config.videos
