@@ -90,7 +90,7 @@ def train(kind: str, seed: int, args: argparse.Namespace) -> Path:
     if kind == "audio" and seed:
         init["sound_vqgan"] = str(folder / "audio-0")
         made = replace(made, sound=replace(made.sound, steps=0))
-    settings = LoopSettings(log_every=100, validate_every=400, preview_every=10**9)
+    settings = LoopSettings("bf16", log_every=100, validate_every=400, preview_every=10**9)
     return Trainer(
         Recipe("tats", "small", made, args.data, str(folder / f"{kind}-{seed}"), seed, init, settings)
     ).run()

@@ -16,6 +16,8 @@ from longtake.errors import UserError
 from longtake.story import Entry, Story
 from longtake.systems import folder, system_class
 from longtake.systems.base import System
+from longtake.systems.stylegan_v.config import MOCOGAN_SIZES
+from longtake.systems.stylegan_v.config import SIZES as STYLEGAN_V
 from longtake.systems.tats.config import SIZES
 from longtake.train.loop import Trainer
 from longtake.train.recipe import LoopSettings, Recipe
@@ -26,19 +28,40 @@ TINY_TATS = replace(
     prior_stage=replace(SIZES["tiny"].prior_stage, steps=6, batch=2, ema=0.9, keep_best=True),
 )
 CLASS_TATS = replace(TINY_TATS, prior=replace(TINY_TATS.prior, condition="label", dropout=0.1))
-CROP_TATS = replace(
-    TINY_TATS,
-    prior=replace(TINY_TATS.prior, condition="label", crop=(3, 2)),
+CROP_TATS = replace(TINY_TATS, prior=replace(TINY_TATS.prior, condition="label", crop=(3, 2)))
+
+# Every lazy part comes up within six updates, in the middle of which runs are killed.
+LAZY = replace(
+    STYLEGAN_V["tiny"].stage,
+    steps=6,
+    batch=2,
+    gamma_every=2,
+    path_weight=2.0,
+    path_every=3,
+    mixing=0.5,
+    augment=replace(STYLEGAN_V["tiny"].stage.augment, start=0.5, every=2, videos=20),
 )
-CONFIGS = {name: ("tiny", TinyConfig()) for name in FAKES} | {"tats": ("tiny", TINY_TATS)}
+TINY_STYLEGAN_V = replace(STYLEGAN_V["tiny"], stage=LAZY)
+CLASS_STYLEGAN_V = replace(TINY_STYLEGAN_V, condition="label")
+TINY_MOCOGAN = replace(MOCOGAN_SIZES["tiny"], stage=LAZY)
+CONFIGS = {name: ("tiny", TinyConfig()) for name in FAKES} | {
+    "tats": ("tiny", TINY_TATS),
+    "stylegan_v": ("tiny", TINY_STYLEGAN_V),
+    "mocogan_sg2": ("tiny", TINY_MOCOGAN),
+}
 SPARSE_TATS = replace(
     CLASS_TATS,
     every=2,
     interpolator=replace(CLASS_TATS.interpolator, dropout=0.1, stage=CLASS_TATS.prior_stage),
 )
-TATS_CASES = {"tats-label": CLASS_TATS, "tats-hierarchical": SPARSE_TATS, "tats-crops": CROP_TATS}
-CASES = [(name, config) for name, (_, config) in CONFIGS.items()] + [("tats", c) for c in TATS_CASES.values()]
-IDS = [*CONFIGS, *TATS_CASES]
+MORE = {
+    "tats-label": ("tats", CLASS_TATS),
+    "tats-hierarchical": ("tats", SPARSE_TATS),
+    "tats-crops": ("tats", CROP_TATS),
+    "stylegan_v-label": ("stylegan_v", CLASS_STYLEGAN_V),
+}
+CASES = [(name, config) for name, (_, config) in CONFIGS.items()] + list(MORE.values())
+IDS = [*CONFIGS, *MORE]
 LOOP = LoopSettings(log_every=1, validate_every=3, validate_batches=1, preview_every=6, checkpoint_every=2)
 
 

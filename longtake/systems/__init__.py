@@ -9,6 +9,8 @@ from longtake.systems.base import Trainable
 
 REGISTRY = {
     "tats": "longtake.systems.tats.system:TATS",
+    "stylegan_v": "longtake.systems.stylegan_v.system:StyleGANV",
+    "mocogan_sg2": "longtake.systems.stylegan_v.system:MoCoGANSG2",
     "classifier": "longtake.systems.classifier.system:Classifier",
 }
 """Name -> module:class of a Trainable, imported when asked for."""

@@ -5,7 +5,8 @@ can name only what stands in `_ALLOWED`; everything else it names becomes an `In
 given to it and does nothing. Nothing is ever imported, and CUDA tensors are read to the CPU.
 
 Bounds, past which a file is refused: a zip must be stored uncompressed and hold no more than its own size (so it
-cannot be a bomb), one pickle at most 256 MiB, and a tensor no more elements than its storage.
+cannot be a bomb), one pickle at most 256 MiB unless what all its objects hold is asked for, and a tensor no more
+elements than its storage.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import warnings
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -28,6 +29,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from longtake.errors import UserError
+from longtake.systems.inert import Inert, Kept, Record
 
 MAX_PICKLE = 256 << 20
 MAX_MEMO = 1 << 22
@@ -47,49 +49,12 @@ _DTYPES = {
 }
 
 
-class Inert:
-    """Stands for an object of a class that is not on the list; `origin` says which. It can do nothing."""
-
-    origin = ""
-
-    def __new__(cls, *args: Any, **kwargs: Any) -> Inert:
-        return super().__new__(cls)
-
-    def __init__(self, *args: Any, **kwargs: Any):
-        pass
-
-    def __setstate__(self, state: Any) -> None:
-        pass
-
-    def __setitem__(self, key: Any, value: Any) -> None:
-        pass
-
-    def append(self, item: Any) -> None:
-        pass
-
-    def extend(self, items: Any) -> None:
-        pass
-
-    def add(self, item: Any) -> None:
-        pass
-
-    def __repr__(self) -> str:
-        return f"<inert {self.origin}>"
-
-
-class Record(dict):
-    """An `argparse.Namespace` as a mapping of its names."""
-
-    def __setstate__(self, state: Any) -> None:
-        if isinstance(state, dict):
-            self.update({k: v for k, v in dict.items(state) if isinstance(k, str)})
-
-
 @dataclass(frozen=True)
 class _Storage:
     key: str
     dtype: torch.dtype
     numel: int
+    raw: memoryview | None = None  # of a storage that stands within the pickle itself
 
     @property
     def nbytes(self) -> int:
@@ -144,6 +109,21 @@ def _rebuild_tensor(storage: Any, offset: Any, size: Any, stride: Any, *rest: An
 
 def _rebuild_parameter(data: Any, *rest: Any) -> Any:
     return data
+
+
+def _nested_storage(data: Any) -> Any:
+    """`torch.storage._load_from_bytes`: a plain pickle holds every storage as a file of its own."""
+    if not isinstance(data, bytes):
+        raise _RefusedError("a storage in it is not described as PyTorch does")
+    file = io.BytesIO(data)
+    if _unpickle(file, nested=True)[0] != LEGACY_MAGIC:
+        raise _RefusedError("a storage in it is not described as PyTorch does")
+    storage, places = _read_legacy(file, len(data), nested=True)
+    if not isinstance(storage, _Storage):
+        raise _RefusedError("a storage in it is not described as PyTorch does")
+    start = places[storage.key]
+    raw = memoryview(data)[start : start + storage.nbytes]  # no copy, however often the same bytes are named
+    return replace(storage, key=f"nested {id(data)}", raw=raw)
 
 
 def _encode(text: Any, encoding: Any = "latin1") -> bytes:
@@ -215,6 +195,7 @@ _ALLOWED: dict[tuple[str, str], Callable[..., Any]] = {
             ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
             ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
             ("torch._utils", "_rebuild_parameter_with_state"): _rebuild_parameter,
+            ("torch.storage", "_load_from_bytes"): _nested_storage,
             ("numpy", "dtype"): _NumpyType,
             ("numpy.core.multiarray", "scalar"): _numpy_scalar,
             ("numpy._core.multiarray", "scalar"): _numpy_scalar,
@@ -226,12 +207,16 @@ _ALLOWED: dict[tuple[str, str], Callable[..., Any]] = {
 class _Unpickler(pickle.Unpickler):
     """Names nothing but what is allowed; `storages` lists those the pickle refers to, by key."""
 
-    def __init__(self, data: bytes):
+    def __init__(self, data: bytes, keep: bool, nested: bool):
         super().__init__(io.BytesIO(data), encoding="latin1")
-        self.stubs: dict[tuple[str, str], type[Inert]] = {}
+        self.nested = nested
+        self.base = Kept if keep else Inert
+        self.stubs: dict[tuple[str, str], type] = {}
         self.storages: dict[str, _Storage] = {}
 
     def find_class(self, module: str, name: str) -> Any:
+        if self.nested and name == "_load_from_bytes":
+            raise _RefusedError("a storage in it holds others")
         if (module, name) in _ALLOWED:
             return _ALLOWED[module, name]
         if module in ("torch", "torch.cuda", "torch.storage") and name in _DTYPES:
@@ -239,7 +224,7 @@ class _Unpickler(pickle.Unpickler):
         if module == "torch" and isinstance(dtype := torch.__dict__.get(name), torch.dtype):
             return dtype
         if (module, name) not in self.stubs:
-            self.stubs[module, name] = type("Inert", (Inert,), {"origin": f"{module}.{name}"})
+            self.stubs[module, name] = type("Stub", (self.base,), {"origin": f"{module}.{name}"})
         return self.stubs[module, name]
 
     def persistent_load(self, pid: Any) -> Any:
@@ -256,26 +241,26 @@ class _Unpickler(pickle.Unpickler):
         return storage
 
 
-def _unpickle(file: BinaryIO) -> tuple[Any, dict[str, _Storage]]:
+def _unpickle(file: BinaryIO, keep: bool = False, nested: bool = False) -> tuple[Any, dict[str, _Storage]]:
     """The next pickle of `file`, which is left just behind it, and the storages it refers to."""
     start = file.tell()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # unknown escapes in the strings of damaged files
-        _inspect(file, start)
+        _inspect(file, start, keep)
         length = file.tell() - start
         file.seek(start)
-        unpickler = _Unpickler(file.read(length))
+        unpickler = _Unpickler(file.read(length), keep, nested)
         return unpickler.load(), unpickler.storages
 
 
-def _inspect(file: BinaryIO, start: int) -> None:
+def _inspect(file: BinaryIO, start: int, large: bool) -> None:
     """Walks through the instructions of a pickle without following them; refuses those that could do harm."""
     for opcode, argument, position in pickletools.genops(file):
         if opcode.name.startswith("EXT"):
             raise _RefusedError("its pickle uses registered extensions")
         if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and not 0 <= int(argument or 0) < MAX_MEMO:
             raise _RefusedError("its pickle asks for too much memory")
-        if position is not None and position - start > MAX_PICKLE:
+        if not large and position is not None and position - start > MAX_PICKLE:
             raise _RefusedError(f"its pickle is larger than {MAX_PICKLE >> 20} MiB")
 
 
@@ -287,7 +272,7 @@ def _resolve(tree: Any, read: Callable[[_Storage], bytearray]) -> Any:
     def tensor(t: _Tensor) -> torch.Tensor:
         s = t.storage
         if s.key not in storages:
-            raw = read(s)
+            raw = read(s) if s.raw is None else bytearray(s.raw)
             if len(raw) != s.nbytes:
                 raise _RefusedError(f"it is cut short: storage {s.key} has {len(raw)} of {s.nbytes} bytes")
             storages[s.key] = torch.frombuffer(raw, dtype=s.dtype) if raw else torch.empty(0, dtype=s.dtype)
@@ -297,6 +282,9 @@ def _resolve(tree: Any, read: Callable[[_Storage], bytearray]) -> Any:
         if id(x) not in done:
             if isinstance(x, _Tensor):
                 done[id(x)] = tensor(x)
+            elif isinstance(x, Kept):  # known before what it holds, which may be itself
+                done[id(x)] = whole = {}
+                whole.update({k: visit(v) for k, v in dict.items(x)})
             elif isinstance(x, dict):
                 done[id(x)] = {k: visit(v) for k, v in dict.items(x)}
             elif isinstance(x, list):
@@ -314,7 +302,7 @@ def _without(tree: Any, skip: Collection[str]) -> Any:
     return {k: v for k, v in dict.items(tree) if k not in skip} if isinstance(tree, dict) else tree
 
 
-def _read_zip(path: Path, skip: Collection[str]) -> Any:
+def _read_zip(path: Path, skip: Collection[str], keep: bool) -> Any:
     with zipfile.ZipFile(path) as archive:
         entries = {e.filename: e for e in archive.infolist()}
         if any(e.compress_type != zipfile.ZIP_STORED for e in entries.values()):
@@ -329,7 +317,7 @@ def _read_zip(path: Path, skip: Collection[str]) -> Any:
         root = pickles[0].removesuffix("data.pkl")
         if root + "byteorder" in entries and archive.read(root + "byteorder") != b"little":
             raise _RefusedError("its numbers are big-endian")
-        tree, _ = _unpickle(io.BytesIO(archive.read(pickles[0])))
+        tree, _ = _unpickle(io.BytesIO(archive.read(pickles[0])), keep)
 
         def read(storage: _Storage) -> bytearray:
             name = f"{root}data/{storage.key}"
@@ -340,24 +328,31 @@ def _read_zip(path: Path, skip: Collection[str]) -> Any:
         return _resolve(_without(tree, skip), read)
 
 
-def _read_pickles(path: Path, skip: Collection[str]) -> Any:
+def _read_legacy(file: BinaryIO, size: int, nested: bool = False) -> tuple[Any, dict[str, int]]:
+    """What follows the magic number in a file of `size` bytes: the tree, and where each storage lies."""
+    _unpickle(file, nested=nested)  # the protocol version
+    _unpickle(file, nested=nested)  # the sizes of the writer's integers
+    tree, storages = _unpickle(file, nested=nested)
+    keys, _ = _unpickle(file, nested=nested)
+    places: dict[str, int] = {}
+    for key in keys:
+        (numel,) = struct.unpack("<q", file.read(8))
+        if storages[key].numel != numel:
+            raise _RefusedError(f"storage {key} has another size than its tensors say")
+        places[key] = file.tell()
+        file.seek(storages[key].nbytes, io.SEEK_CUR)
+    if file.tell() > size:
+        raise _RefusedError("it is cut short")
+    return tree, places
+
+
+def _read_pickles(path: Path, skip: Collection[str], keep: bool) -> Any:
     """The format before PyTorch 1.6 (pickles, then the storages one behind the other), or a plain pickle."""
     with path.open("rb") as file:
-        tree, storages = _unpickle(file)
+        tree, _ = _unpickle(file, keep)
         places: dict[str, int] = {}
         if tree == LEGACY_MAGIC:
-            _unpickle(file)  # the protocol version
-            _unpickle(file)  # the sizes of the writer's integers
-            tree, storages = _unpickle(file)
-            keys, _ = _unpickle(file)
-            for key in keys:
-                (numel,) = struct.unpack("<q", file.read(8))
-                if storages[key].numel != numel:
-                    raise _RefusedError(f"storage {key} has another size than its tensors say")
-                places[key] = file.tell()
-                file.seek(storages[key].nbytes, io.SEEK_CUR)
-            if file.tell() > path.stat().st_size:
-                raise _RefusedError("it is cut short")
+            tree, places = _read_legacy(file, path.stat().st_size)
 
         def read(storage: _Storage) -> bytearray:
             file.seek(places[storage.key])
@@ -366,12 +361,13 @@ def _read_pickles(path: Path, skip: Collection[str]) -> Any:
         return _resolve(_without(tree, skip), read)
 
 
-def read_foreign(path: Path | str, skip: Collection[str] = ()) -> Any:
+def read_foreign(path: Path | str, skip: Collection[str] = (), keep: bool = False) -> Any:
     """What a .pt, .pth, .ckpt, .pkl or .safetensors file holds, as plain dicts, lists, tuples, numbers and tensors.
 
-    Objects of any other class are `Inert`; an `argparse.Namespace` is a `dict`. The entries `skip` of the outermost
-    dict are left out and their tensors not read (the state of optimisers is most of many a file). Raises UserError
-    if the file is missing, damaged, hostile or not a checkpoint.
+    Objects of any other class are `Inert`, or with `keep` dicts of what they hold (see `Kept`; a pickle may then be
+    of any size); an `argparse.Namespace` is a `dict`. The entries `skip` of the outermost dict are left out and
+    their tensors not read (the state of optimisers is most of many a file). Raises UserError if the file is
+    missing, damaged, hostile or not a checkpoint.
     """
     path = Path(path)
     try:
@@ -379,7 +375,7 @@ def read_foreign(path: Path | str, skip: Collection[str] = ()) -> Any:
             return _without(load_file(path), skip)
         with path.open("rb") as file:
             zipped = file.read(4) == b"PK\x03\x04"
-        return (_read_zip if zipped else _read_pickles)(path, skip)
+        return (_read_zip if zipped else _read_pickles)(path, skip, keep)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}; give a checkpoint file") from error
     except _RefusedError as error:
