@@ -16,6 +16,7 @@ from longtake.errors import UserError
 from longtake.story import Entry, Story
 from longtake.systems import folder, system_class
 from longtake.systems.base import System
+from longtake.systems.recall import config as recall
 from longtake.systems.tats.config import SIZES
 from longtake.train.loop import Trainer
 from longtake.train.recipe import LoopSettings, Recipe
@@ -32,8 +33,22 @@ SPARSE_TATS = replace(
     every=2,
     interpolator=replace(CLASS_TATS.interpolator, dropout=0.1, stage=CLASS_TATS.prior_stage),
 )
+SMALL_STAGE = {"steps": 6, "batch": 2, "ema": 0.9, "kl_warmup": 3}
+RECALL = {
+    "encgan3": recall.ENCGAN3_SIZES["tiny"],
+    "lencgan": recall.LENCGAN_SIZES["tiny"],
+    "r2": recall.R2_SIZES["tiny"],
+    "r2-improved": recall.IMPROVED_R2_SIZES["tiny"],
+    "ar2": recall.AR2_SIZES["tiny"],
+    "r3": recall.R3_SIZES["tiny"],
+}
+RECALL = {name: replace(config, stage=replace(config.stage, **SMALL_STAGE)) for name, config in RECALL.items()}
+RECALL["r3"] = replace(RECALL["r3"], planner_stage=replace(RECALL["r3"].planner_stage, steps=6, keep_best=True))
+CONFIGS |= {name: ("tiny", config) for name, config in RECALL.items()}
 CASES = [(name, config) for name, (_, config) in CONFIGS.items()] + [("tats", CLASS_TATS), ("tats", SPARSE_TATS)]
 IDS = [*CONFIGS, "tats-label", "tats-hierarchical"]
+GIVEN = 16
+"""First frames of a system that needs some: they come on top of the frames that a test wants made."""
 LOOP = LoopSettings(log_every=1, validate_every=3, validate_batches=1, preview_every=6, checkpoint_every=2)
 
 
@@ -43,6 +58,9 @@ def recipe(name: str, config, library: Path, output: Path, **loop) -> Recipe:
 
 def story(system: System, frames: int, source: Path, **fields) -> Story:
     needs = {"source_video": str(source)} if "source_video" in system.requires else {}
+    if "first_frames" in system.requires:
+        needs["first_frames"] = str(source.with_name("given.mp4"))
+        frames += GIVEN
     return Story(frames=frames, **needs, **fields)
 
 
@@ -69,6 +87,7 @@ def long_source(tmp_path_factory) -> Path:
 
     path = tmp_path_factory.mktemp("source") / "long.mp4"
     video.write_video(path, [moving_square(9, 64)], 15.0)
+    video.write_video(path.with_name("given.mp4"), [moving_square(9, GIVEN)], 15.0)
     return path
 
 
@@ -137,7 +156,7 @@ def test_exact_frame_count_whatever_the_chunk(case, frames, trained, long_source
     system = reload(trained(case))
     told = story(system, frames, long_source, seed=5)
     whole = torch.cat(list(system.generate([told])), 2)
-    assert whole.shape == (1, 3, frames, *system.info.size)
+    assert whole.shape == (1, 3, told.frames, *system.info.size)
     for size in (1, 3, 100):
         chunks = list(system.generate([told], size))
         assert all(c.shape[2] == size for c in chunks[:-1])
@@ -148,8 +167,9 @@ def test_exact_frame_count_whatever_the_chunk(case, frames, trained, long_source
 def test_past_the_training_length(case, trained, long_source):
     system = reload(trained(case))
     frames = system.max_frames or 50
-    video = torch.cat(list(system.generate([story(system, frames, long_source)])), 2)
-    assert video.shape[2] == frames
+    told = story(system, frames, long_source)
+    video = torch.cat(list(system.generate([told])), 2)
+    assert video.shape[2] == told.frames
     assert torch.isfinite(video).all()
 
 
@@ -246,7 +266,7 @@ def test_generated_video_reaches_the_disk(case, trained, tmp_path, long_source):
     made = api.Video(system, [story(system, 10, long_source, seed=s) for s in (0, 1)])
     paths = made.save(tmp_path / "out.mp4", sheet=tmp_path / "out.png")
     assert [p.name for p in paths] == ["out-000.mp4", "out-001.mp4"]
-    assert all(video.probe(p).frames == 10 for p in paths)
+    assert all(video.probe(p).frames == made.frames_total for p in paths)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out-000.mp4", "out-001.mp4", "out.png"]
 
 
@@ -258,7 +278,8 @@ def test_evaluate(case, trained, library, tmp_path):
     from longtake.metrics.sources import ModelSource
 
     system, footage = reload(trained(case)), Library(library)
-    source = ModelSource(system, footage, 2, 16, 0, "round")
+    given = GIVEN if "first_frames" in system.requires else 0
+    source = ModelSource(system, footage, 2, 16, 0, "round", given=given)
     result = evaluate(source, footage, tmp_path / "eval", PROTOCOLS["longtake-1"], [])
     assert result is not None
     stored = json.loads((tmp_path / "eval" / "result.json").read_text())

@@ -9,6 +9,12 @@ from longtake.systems.base import Trainable
 
 REGISTRY = {
     "tats": "longtake.systems.tats.system:TATS",
+    "encgan3": "longtake.systems.recall.system:EncGAN3",
+    "lencgan": "longtake.systems.recall.system:LEncGAN",
+    "r2": "longtake.systems.recall.system:R2",
+    "r2-improved": "longtake.systems.recall.system:ImprovedR2",
+    "ar2": "longtake.systems.recall.system:AR2",
+    "r3": "longtake.systems.recall.system:R3",
     "classifier": "longtake.systems.classifier.system:Classifier",
 }
 """Name -> module:class of a Trainable, imported when asked for."""

@@ -1,1 +1,1 @@
-"""The recall family of VAE-GANs (Yang, "Long Video Generation using the VAE-GAN method", PhD thesis, York, 2024)."""
+"""The recall family of VAE-GANs (Jingbo Yang, PhD thesis, University of York, 2024)."""

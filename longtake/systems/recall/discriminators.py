@@ -1,10 +1,12 @@
 """The discriminators of frames and of clips (thesis section 3.4.2; layer plan of G3AN's released code).
 
-Every convolution is spectrally normalised, none is followed by a norm, all but the last by a leaky ReLU of slope 0.2.
-Widths double from `width` up to eight times it for frames; see each class.
+Every convolution is spectrally normalised; none is followed by a norm, all but the last by a leaky ReLU
+of slope 0.2.
 """
 
 from __future__ import annotations
+
+from itertools import pairwise
 
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
@@ -30,7 +32,7 @@ class ImageDiscriminator(nn.Module):
         super().__init__()
         widths = [3, *(width << min(i, 3) for i in range(blocks - 1))]
         units: list[nn.Module] = []
-        for inputs, outputs in zip(widths, widths[1:], strict=False):
+        for inputs, outputs in pairwise(widths):
             units += _unit(nn.Conv2d(inputs, outputs, 4, 2, 1))
         units += _unit(nn.Conv2d(widths[-1], 1, first_pixels(blocks, size)))[:1]
         self.layers = nn.Sequential(*units)
@@ -52,7 +54,7 @@ class VideoDiscriminator(nn.Module):
         halvings = blocks - 1
         widths = [3, *(width << i for i in range(max(TIME_LEVELS, halvings)))]
         units: list[nn.Module] = []
-        for i, (inputs, outputs) in enumerate(zip(widths, widths[1:], strict=False)):
+        for i, (inputs, outputs) in enumerate(pairwise(widths)):
             halving = ((1, 4, 4), (1, 2, 2), (0, 1, 1)) if i < halvings else ((1, 3, 3), 1, (0, 1, 1))
             units += _unit(nn.Conv3d(inputs, outputs, *halving))
             if i < TIME_LEVELS:

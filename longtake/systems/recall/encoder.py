@@ -1,7 +1,7 @@
 """The two-stream encoder (thesis sections 3.2 and 3.4.2).
 
-The thesis names neither kernels nor widths; those of TwoStreamVAN (Sun et al., WACV 2020), which has the same plan of
-layers, give its published number of parameters. Shapes: B clips, T frames, H W height, width.
+The thesis names neither kernels nor widths; those of TwoStreamVAN (Sun et al., WACV 2020), which has the same plan
+of layers, give its published number of parameters. Shapes: B clips, T frames, H W height, width.
 """
 
 from __future__ import annotations

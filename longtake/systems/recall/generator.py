@@ -40,7 +40,7 @@ class GeneratorConfig:
     motion_stream: bool = True
     """Whether there is a motion stream (G_T of Tab. 3.4)."""
     official_attention: bool = False
-    """Quirk of G3AN's released code: the attended values are read in a wrong order of axes, which scrambles them."""
+    """Quirk of G3AN's released code: attended values are read in a wrong order of axes, which scrambles them."""
 
     def __post_init__(self):
         if self.blocks < TIME_BLOCKS:
@@ -81,7 +81,7 @@ def transposed(in_channels: int, out_channels: int, geometry: Geometry) -> list[
 class G3Block(nn.Module):
     """Three streams, then their fusion: motion is added to the video, content is laid beside it.
 
-    Content is (B, C, 1, H, W), motion (B, C, T, 1, 1), video (B, 2C, T, H, W): content first, then video plus motion.
+    Content is (B, C, 1, H, W), motion (B, C, T, 1, 1), video (B, 2C, T, H, W): content, then video plus motion.
     """
 
     def __init__(self, inputs: tuple[int, int, int], channels: int, geometry: Geometry, config: GeneratorConfig):

@@ -32,6 +32,10 @@ class Codes:
         """This content in another's motion (Fig. 3.10 and 4.10 c, d)."""
         return Codes(self.content, other.motion)
 
+    def to(self, device: torch.device | str) -> Codes:
+        """The same elsewhere."""
+        return Codes(self.content.to(device), self.motion.to(device))
+
     @staticmethod
     def cat(parts: list[Codes]) -> Codes:
         """Several batches as one."""
@@ -79,12 +83,6 @@ class LatentSpace:
         mean_x, logvar_x, mean_v, logvar_v = token.split([content, content, motion, motion], 1)
         return LatentSpace(mean_x, logvar_x.clamp(*LOGVAR_RANGE), mean_v, logvar_v.clamp(*LOGVAR_RANGE))
 
-    @staticmethod
-    def cat(parts: list[LatentSpace]) -> LatentSpace:
-        """Several batches as one."""
-        names = ("content_mean", "content_logvar", "motion_mean", "motion_logvar")
-        return LatentSpace(*(torch.cat([getattr(p, n) for p in parts]) for n in names))
-
 
 def difference_maps(clip: Tensor) -> Tensor:
     """(B, 3, T, H, W) -> (B, 3, T-1, H, W): v_t = x_(t-1) - x_t (Eq. 3.3)."""
@@ -94,7 +92,8 @@ def difference_maps(clip: Tensor) -> Tensor:
 def integrate(frame: Tensor, maps: Tensor, index: int) -> Tensor:
     """The clip of which `frame` (B, 3, H, W) is number `index` and `maps` (B, 3, T-1, H, W) the difference maps.
 
-    Eq. 4.2 and 4.3 with the signs that fit Eq. 3.3: x_j = x_(j-1) - v_j forwards, x_j = x_(j+1) + v_(j+1) backwards.
+    Eq. 4.2 and 4.3 with the signs that fit Eq. 3.3: x_j = x_(j-1) - v_j forwards, x_j = x_(j+1) + v_(j+1)
+    backwards.
     """
     before = maps[:, :, :index].flip(2).cumsum(2).flip(2)
     after = -maps[:, :, index:].cumsum(2)
