@@ -92,7 +92,9 @@ def long_source(tmp_path_factory) -> Path:
 
 
 def reload(run: Path) -> System:
-    return folder.load(run)
+    system = folder.load(run)
+    fewer = {"candidates": 3} if hasattr(system.settings, "candidates") else {}
+    return api.configure(system, fewer)
 
 
 def log_of(run: Path) -> list[dict]:
