@@ -48,7 +48,9 @@ def test_encgan3_updates_discriminators_encoder_generator_and_sums():
     critic = system.networks["video_discriminator"]
 
     done = again(stage, clips, engine, "discriminators")
-    video = bce(critic(clips["frames"]), True) + bce(critic(done.rebuilt[0]), False) + bce(critic(done.noise), False)
+    video = (
+        bce(critic(clips["frames"]), True) + bce(critic(done.rebuilt[0]), False) + bce(critic(done.noise), False)
+    )
     (real,) = picked(system, clips, engine, "discriminators", "real", [clips["frames"]])
     fakes = picked(system, clips, engine, "discriminators", "made", [done.rebuilt[0], done.noise])
     image = bce(real, True) + sum(bce(x, False) for x in fakes)
