@@ -248,7 +248,7 @@ def test_foreign_rates_are_refused(case, trained, long_source):
 def test_save_and_load(case, trained, tmp_path, long_source):
     system = reload(trained(case))
     folder.save(system, tmp_path / "copy", card="# a card\n")
-    again = folder.load(tmp_path / "copy")
+    again = reload(tmp_path / "copy")
     told = story(system, 9, long_source)
     assert torch.equal(torch.cat(list(system.generate([told])), 2), torch.cat(list(again.generate([told])), 2))
     state = folder.read_state(tmp_path / "copy")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -35,7 +36,7 @@ def picked(system, clips, engine, update, kind, examples):
     return [system.networks["image_discriminator"](f) for f in frames]
 
 
-def near(ours: torch.Tensor, expected: torch.Tensor) -> None:
+def near(ours: torch.Tensor, expected: Any) -> None:
     torch.testing.assert_close(ours.detach(), expected.detach(), rtol=1e-4, atol=1e-5)
 
 
@@ -86,7 +87,8 @@ def test_each_part_learns_by_itself():
 @pytest.mark.parametrize("part", ["encoder", "generator"])
 def test_motion_targets(part):
     """L_Enc,v and L_G,v (Eq. 3.9 and 3.10)."""
-    system = made("encgan3", stage=WEIGHTS, **{f"{part}_target": "motion"})
+    targets: dict[str, Any] = {f"{part}_target": "motion"}
+    system = made("encgan3", stage=WEIGHTS, **targets)
     (stage,) = system.stages()
     clips = batch(16)
     engine = recorded(stage, clips)
