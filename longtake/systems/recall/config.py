@@ -341,13 +341,13 @@ R3_SIZES = {
         **vars(IMPROVED_R2_SIZES["small"]),
         planner=PlannerConfig(4, 4, frames=264),
         planner_stage=PlannerStageConfig(
-            4000, 16, 5e-4, stride=8, warmup=200, decay=True, clip=1.0, ema=0.998, keep_best=True
+            3000, 16, 5e-4, stride=128, warmup=200, decay=True, clip=1.0, ema=0.998, keep_best=True
         ),
     ),
     "base": R3Config(
         **vars(IMPROVED_R2_SIZES["base"]),
         planner=PlannerConfig(12, 12),
-        planner_stage=PlannerStageConfig(50_000, 16, 1e-4, stride=8, warmup=1000, clip=1.0),
+        planner_stage=PlannerStageConfig(50_000, 16, 1e-4, stride=256, warmup=1000, clip=1.0),
     ),
     "paper": R3Config(**vars(IMPROVED_R2_SIZES["paper"])),
 }
