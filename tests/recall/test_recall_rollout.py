@@ -240,3 +240,15 @@ def test_mixed_sequences_obey_a_label(source):
 def test_settings_that_make_no_sense():
     with pytest.raises(UserError, match="candidates is 0"):
         api.configure(made("r2"), {"candidates": 0})
+
+
+def test_a_shorter_source_beside_a_longer_one(source, tmp_path):
+    """Neither video depends on the other's source."""
+    short = tmp_path / "short.mp4"
+    video.write_video(short, [moving_square(4, 26)], 15.0)
+    for system in (made("r2"), made("lencgan")):
+        frames = 24 if system.name == "r2" else 16
+        stories = [told(system, frames, path, seed=s) for s, path in ((1, source), (2, short))]
+        together = torch.cat(list(system.generate(stories)), 2)
+        for one, story in zip(together, stories, strict=True):
+            torch.testing.assert_close(rolled(system, story)[0], one, rtol=1e-4, atol=1e-4)

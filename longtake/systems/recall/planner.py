@@ -44,27 +44,22 @@ def lay_out(kind: str, tokens: Tensor, lengths: Tensor, labels: Tensor, places: 
         labels: (B,) class, -1 where there is none.
         places: most places.
     """
-    rows: list[list[tuple[int, int, Tensor | None]]] = []
-    for b in range(len(tokens)):
-        own: list[tuple[int, int, Tensor | None]] = [(TOKEN, 0, t) for t in tokens[b, : lengths[b]]]
+    counts, names = lengths.tolist(), labels.tolist()
+    rows: list[list[tuple[int, int, int, int]]] = []  # kind, id, and which token of which row
+    for b, name in enumerate(names):
+        row = [(TOKEN, 0, b, i) for i in range(counts[b])]
         if kind != "zeros":
-            other = next(
-                (o % len(tokens) for o in range(b + 1, b + len(tokens)) if labels[o % len(tokens)] == labels[b]), b
-            )
-            more = [(TOKEN, 0, t) for t in tokens[other, : lengths[other]]]
+            others = (o % len(names) for o in range(b + 1, b + len(names)))
+            other = next((o for o in others if names[o] == name), b)
+            more = [(TOKEN, 0, other, i) for i in range(counts[other])]
             if kind == "mixed":
-                own = [(CLASS, int(labels[b]), None), (LENGTH, len(own), None), *own, (LENGTH, len(more), None)]
-            own += more
-        rows.append(own[:places])
-    n = max(len(row) for row in rows)
-    values = tokens.new_zeros(len(rows), n, tokens.shape[2])
-    kinds, ids = (torch.zeros(len(rows), n, dtype=torch.long, device=tokens.device) for _ in range(2))
-    for b, row in enumerate(rows):
-        for i, (what, number, token) in enumerate(row):
-            kinds[b, i], ids[b, i] = what, number
-            if token is not None:
-                values[b, i] = token
-    return Layout(values, kinds, ids)
+                row = [(CLASS, name, 0, 0), (LENGTH, len(row), 0, 0), *row, (LENGTH, len(more), 0, 0)]
+            row += more
+        rows.append(row[:places])
+    most = max(len(row) for row in rows)
+    padded = [[*row, *[(PADDING, 0, 0, 0)] * (most - len(row))] for row in rows]
+    kinds, ids, source, place = torch.tensor(padded, device=tokens.device).unbind(2)
+    return Layout(tokens[source, place] * (kinds == TOKEN)[..., None], kinds, ids)
 
 
 class Planner(nn.Module):

@@ -13,7 +13,7 @@ from longtake.data.clips import ClipSpec, Draw, Held
 from longtake.nn.schedule import warmup_cosine
 from longtake.systems.base import Engine, Losses, Stage
 from longtake.systems.recall.losses import plan_loss
-from longtake.systems.recall.planner import LENGTH, TOKEN, lay_out
+from longtake.systems.recall.planner import LENGTH, TOKEN, Layout, lay_out
 from longtake.systems.recall.rollout import encode_sequence
 
 if TYPE_CHECKING:
@@ -58,11 +58,15 @@ class PlannerStage(Stage):
     def schedule(self, step: int) -> float:
         return warmup_cosine(step, self.config.steps, self.config.warmup, self.config.decay)
 
-    def _loss(self, batch: Batch) -> Losses:
-        times, tokens = batch["times"], batch["tokens"]
-        frames = 1 + (times[:, 1:] > times[:, :-1]).sum(1)  # a video's last frame is held where it is too short
+    def _layout(self, batch: Batch) -> Layout:
+        """The batch's sequences, without what was made of held frames."""
+        times = batch["times"]
+        frames = 1 + (times[:, 1:] > times[:, :-1]).sum(1)
         lengths = frames // self.system.stride - 1
-        planned = lay_out(self.planner.config.format, tokens, lengths, batch["label"], self.planner.places)
+        return lay_out(self.planner.config.format, batch["tokens"], lengths, batch["label"], self.planner.places)
+
+    def _loss(self, batch: Batch) -> Losses:
+        planned = self._layout(batch)
         features = self.planner(planned.values, planned.kinds, planned.ids)[:, :-1]
         follows = planned.kinds[:, 1:]
         plan = plan_loss(self.planner.head(features), planned.values[:, 1:], follows == TOKEN)
@@ -78,8 +82,10 @@ class PlannerStage(Stage):
     def validate(self, batches: dict[str, Batch]) -> dict[str, float]:
         """The loss beside that of the last token said again, and of the batch's mean token."""
         batch = batches["sequences"]
-        tokens = batch["tokens"]
         losses = {f"val/{k}": float(v) for k, v in self._loss(batch).items() if k != "loss"}
-        repeated = F.smooth_l1_loss(tokens[:, :-1], tokens[:, 1:])
-        mean = F.smooth_l1_loss(tokens.mean((0, 1), keepdim=True).expand_as(tokens), tokens)
-        return losses | {"val/plan_repeated": float(repeated), "val/plan_mean": float(mean)}
+        planned = self._layout(batch)
+        known, tokens = planned.kinds == TOKEN, planned.values
+        repeated = plan_loss(tokens[:, :-1], tokens[:, 1:], known[:, :-1] & known[:, 1:])
+        mean = tokens.sum((0, 1)) / known.sum()
+        constant = plan_loss(mean.expand_as(tokens), tokens, known)
+        return losses | {"val/plan_repeated": float(repeated), "val/plan_mean": float(constant)}

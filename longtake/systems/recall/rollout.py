@@ -128,12 +128,21 @@ def recall(system: R2, stories: list[Story], rng: Rng) -> Iterator[Tensor]:
     """
     size, stride = system.config.size, system.stride
     sources = [SourceVideo(story, size) for story in stories]
-    maker = ClipMaker(system, rng)
-    last = (min(source.frames for source in sources) - CLIP) // stride
-    for number in range(last + 1):
-        clip = torch.stack([s.read(number * stride, number * stride + CLIP) for s in sources])
-        made = maker.make(system.encode(clip.to(system.device)), number)
-        yield made if number == last else made[:, :, :stride]
+    lasts = [(source.frames - CLIP) // stride for source in sources]
+    maker, made = ClipMaker(system, rng), None
+    for number in range(max(lasts) + 1):
+        starts = [min(number, last) * stride for last in lasts]
+        clip = torch.stack([s.read(start, start + CLIP) for s, start in zip(sources, starts, strict=True)])
+        fresh = maker.make(system.encode(clip.to(system.device)), number)
+        if (
+            made is not None
+        ):  # a shorter source has ended: what its last clip has left, then nothing anyone asks for
+            ended = torch.tensor([number > last for last in lasts], device=fresh.device).view(-1, 1, 1, 1, 1)
+            fresh = torch.where(ended, made.roll(-stride, 2), fresh)
+        made = fresh
+        yield made[:, :, :stride]
+    if made is not None:
+        yield made[:, :, stride:]
 
 
 def chain(system: LEncGAN, stories: list[Story], rng: Rng) -> Iterator[Tensor]:

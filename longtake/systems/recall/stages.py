@@ -77,7 +77,7 @@ class ClipGANStage(Stage):
         """The clips (B, 3, 16, H, W) of a batch that are encoded."""
 
     def targets(self, batch: Batch) -> list[Tensor]:
-        """The clips that should be made of them."""
+        """The clips that should be made of them, or of noise."""
         return self.encoded(batch)
 
     def stitch(self, batch: Batch, rebuilt: list[Tensor]) -> Tensor | None:
@@ -121,7 +121,7 @@ class ClipGANStage(Stage):
             parts.append(self._noise(engine.rng, f"{update}/noise", ids, 1).to(engine.device))
         made = list(self.system.decode(Codes.cat(parts)).split(len(ids)))
         noise = made.pop() if noisy else None
-        return Made(self.targets(batch) or [batch["frames"]], made, space, self.stitch(batch, made), noise)
+        return Made(self.targets(batch), made, space, self.stitch(batch, made), noise)
 
     def _noise(self, rng: Rng, stream: str, ids: list[int], clips: int) -> Codes:
         """Standard normal codes of `clips` clips for each sample, those of the first clips first."""
@@ -213,7 +213,7 @@ class ClipGANStage(Stage):
         """Error of clips made of mean codes, and of clips made of noise: a posterior that says nothing of its clip
         leaves the two alike."""
         batch = batches["clips"]
-        target = torch.cat(self.targets(batch) or [batch["frames"]])
+        target = torch.cat(self.targets(batch))
         noise = self._noise(Rng(["validation"]), "noise", batch["id"].tolist(), len(target) // len(batch["id"]))
         figures = {"val/l1_noise": float(absolute_error(self.system.decode(noise.to(target.device)), target))}
         clips = self.encoded(batch)
@@ -228,7 +228,7 @@ class ClipGANStage(Stage):
     def preview(self, batches: dict[str, Batch]) -> Tensor:
         """Up to four real clips above what is made of them, or of noise."""
         batch = Batch(**{k: v[:4] for k, v in batches["clips"].items()})
-        clips, target = self.encoded(batch)[:1], (self.targets(batch) or [batch["frames"]])[0]
+        clips, target = self.encoded(batch)[:1], self.targets(batch)[0]
         if clips:
             codes = self.encode(batch, clips[0]).mean()
         else:
@@ -247,6 +247,9 @@ class EncGAN3Stage(ClipGANStage):
 
     def encoded(self, batch: Batch) -> list[Tensor]:
         return [batch["frames"]] if self.own.encode else []
+
+    def targets(self, batch: Batch) -> list[Tensor]:
+        return [batch["frames"]]
 
     def reconstruction(self, batch: Batch, made: Made, part: Part) -> Losses:
         target = self.own.encoder_target if part == "encoder" else self.own.generator_target
