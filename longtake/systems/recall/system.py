@@ -240,6 +240,7 @@ class R3(R2):
     config_class: ClassVar[type] = R3Config
     settings_class: ClassVar[type] = R3Settings
     sizes: ClassVar[dict] = sizes.R3_SIZES
+    accepts = frozenset({"label"})
     requires = frozenset({"first_frames"})
 
     def __init__(self, config: R3Config, info: ModelInfo):
@@ -252,8 +253,7 @@ class R3(R2):
                 "heads; change planner.heads or planner.width",
                 code=2,
             )
-        if config.planner.format == "mixed":
-            self.accepts = frozenset({"label"})
+        self.accepts = frozenset({"label"} if config.planner.format == "mixed" else ())
         self.planner = Planner(config.planner, token, len(info.classes))
         self.networks["planner"] = self.planner
 
