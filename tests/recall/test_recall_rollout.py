@@ -252,3 +252,9 @@ def test_a_shorter_source_beside_a_longer_one(source, tmp_path):
         together = torch.cat(list(system.generate(stories)), 2)
         for one, story in zip(together, stories, strict=True):
             torch.testing.assert_close(rolled(system, story)[0], one, rtol=1e-4, atol=1e-4)
+
+
+def test_the_python_interface_takes_a_source_video(source):
+    system = made("r2")
+    out = api.generate(system, frames=8, source_video=source, seed=2).tensor()
+    assert torch.equal(out, rolled(system, told(system, 8, source, seed=2)))
