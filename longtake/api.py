@@ -118,6 +118,7 @@ def generate(
     seed: int | None = None,
     label: str | None = None,
     first_frames: str | Path | None = None,
+    source_video: str | Path | None = None,
     story: Story | str | Path | None = None,
     videos: int = 1,
     chunk: int | None = None,
@@ -131,6 +132,7 @@ def generate(
         seed: of the first video; None: the story's, or 0.
         label: a class shown throughout.
         first_frames: a video or a picture to go on from.
+        source_video: a video to re-create.
         story: a `Story` or a YAML file; other arguments that are given replace its fields.
         videos: how many, made together.
         chunk: frames a chunk; changes memory, never a frame.
@@ -146,6 +148,8 @@ def generate(
         told = told.throughout(label=label)
     if first_frames is not None:
         told = replace(told, first_frames=str(first_frames))
+    if source_video is not None:
+        told = replace(told, source_video=str(source_video))
     start = told.seed if seed is None else seed
     return Video(system, [replace(told, seed=start + i) for i in range(videos)], chunk)
 

@@ -16,6 +16,7 @@ from longtake.errors import UserError
 from longtake.story import Entry, Story
 from longtake.systems import folder, system_class
 from longtake.systems.base import System
+from longtake.systems.recall import config as recall
 from longtake.systems.stylegan_v.config import MOCOGAN_SIZES
 from longtake.systems.stylegan_v.config import SIZES as STYLEGAN_V
 from longtake.systems.tats.config import SIZES
@@ -54,6 +55,18 @@ SPARSE_TATS = replace(
     every=2,
     interpolator=replace(CLASS_TATS.interpolator, dropout=0.1, stage=CLASS_TATS.prior_stage),
 )
+SMALL_STAGE = {"steps": 6, "batch": 2, "ema": 0.9, "kl_warmup": 3}
+RECALL = {
+    "encgan3": recall.ENCGAN3_SIZES["tiny"],
+    "lencgan": recall.LENCGAN_SIZES["tiny"],
+    "r2": recall.R2_SIZES["tiny"],
+    "r2-improved": recall.IMPROVED_R2_SIZES["tiny"],
+    "ar2": recall.AR2_SIZES["tiny"],
+    "r3": recall.R3_SIZES["tiny"],
+}
+RECALL = {name: replace(config, stage=replace(config.stage, **SMALL_STAGE)) for name, config in RECALL.items()}
+RECALL["r3"] = replace(RECALL["r3"], planner_stage=replace(RECALL["r3"].planner_stage, steps=6, keep_best=True))
+CONFIGS |= {name: ("tiny", config) for name, config in RECALL.items()}
 MORE = {
     "tats-label": ("tats", CLASS_TATS),
     "tats-hierarchical": ("tats", SPARSE_TATS),
@@ -62,6 +75,8 @@ MORE = {
 }
 CASES = [(name, config) for name, (_, config) in CONFIGS.items()] + list(MORE.values())
 IDS = [*CONFIGS, *MORE]
+GIVEN = 16
+"""First frames of a system that needs some: they come on top of the frames that a test wants made."""
 LOOP = LoopSettings(log_every=1, validate_every=3, validate_batches=1, preview_every=6, checkpoint_every=2)
 
 
@@ -71,6 +86,9 @@ def recipe(name: str, config, library: Path, output: Path, **loop) -> Recipe:
 
 def story(system: System, frames: int, source: Path, **fields) -> Story:
     needs = {"source_video": str(source)} if "source_video" in system.requires else {}
+    if "first_frames" in system.requires:
+        needs["first_frames"] = str(source.with_name("given.mp4"))
+        frames += GIVEN
     return Story(frames=frames, **needs, **fields)
 
 
@@ -97,11 +115,14 @@ def long_source(tmp_path_factory) -> Path:
 
     path = tmp_path_factory.mktemp("source") / "long.mp4"
     video.write_video(path, [moving_square(9, 64)], 15.0)
+    video.write_video(path.with_name("given.mp4"), [moving_square(9, GIVEN)], 15.0)
     return path
 
 
 def reload(run: Path) -> System:
-    return folder.load(run)
+    system = folder.load(run)
+    fewer = {"candidates": 3} if hasattr(system.settings, "candidates") else {}
+    return api.configure(system, fewer)
 
 
 def log_of(run: Path) -> list[dict]:
@@ -165,7 +186,7 @@ def test_exact_frame_count_whatever_the_chunk(case, frames, trained, long_source
     system = reload(trained(case))
     told = story(system, frames, long_source, seed=5)
     whole = torch.cat(list(system.generate([told])), 2)
-    assert whole.shape == (1, 3, frames, *system.info.size)
+    assert whole.shape == (1, 3, told.frames, *system.info.size)
     for size in (1, 3, 100):
         chunks = list(system.generate([told], size))
         assert all(c.shape[2] == size for c in chunks[:-1])
@@ -176,8 +197,9 @@ def test_exact_frame_count_whatever_the_chunk(case, frames, trained, long_source
 def test_past_the_training_length(case, trained, long_source):
     system = reload(trained(case))
     frames = system.max_frames or 50
-    video = torch.cat(list(system.generate([story(system, frames, long_source)])), 2)
-    assert video.shape[2] == frames
+    told = story(system, frames, long_source)
+    video = torch.cat(list(system.generate([told])), 2)
+    assert video.shape[2] == told.frames
     assert torch.isfinite(video).all()
 
 
@@ -254,7 +276,7 @@ def test_foreign_rates_are_refused(case, trained, long_source):
 def test_save_and_load(case, trained, tmp_path, long_source):
     system = reload(trained(case))
     folder.save(system, tmp_path / "copy", card="# a card\n")
-    again = folder.load(tmp_path / "copy")
+    again = reload(tmp_path / "copy")
     told = story(system, 9, long_source)
     assert torch.equal(torch.cat(list(system.generate([told])), 2), torch.cat(list(again.generate([told])), 2))
     state = folder.read_state(tmp_path / "copy")
@@ -274,7 +296,7 @@ def test_generated_video_reaches_the_disk(case, trained, tmp_path, long_source):
     made = api.Video(system, [story(system, 10, long_source, seed=s) for s in (0, 1)])
     paths = made.save(tmp_path / "out.mp4", sheet=tmp_path / "out.png")
     assert [p.name for p in paths] == ["out-000.mp4", "out-001.mp4"]
-    assert all(video.probe(p).frames == 10 for p in paths)
+    assert all(video.probe(p).frames == made.frames_total for p in paths)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out-000.mp4", "out-001.mp4", "out.png"]
 
 
@@ -286,7 +308,8 @@ def test_evaluate(case, trained, library, tmp_path):
     from longtake.metrics.sources import ModelSource
 
     system, footage = reload(trained(case)), Library(library)
-    source = ModelSource(system, footage, 2, 16, 0, "round")
+    given = GIVEN if "first_frames" in system.requires else 0
+    source = ModelSource(system, footage, 2, 16, 0, "round", given=given)
     result = evaluate(source, footage, tmp_path / "eval", PROTOCOLS["longtake-1"], [])
     assert result is not None
     stored = json.loads((tmp_path / "eval" / "result.json").read_text())

@@ -130,6 +130,30 @@ class Window:
 
 
 @dataclass(frozen=True)
+class Held:
+    """Consecutive frames, also of a video that has fewer than the clip: its last frame is held to the end.
+
+    `times` tells held frames from others: they repeat the last one's. Clips start at a video's beginning, and then
+    every `stride` frames as long as they are full; None: only at its beginning (R3's sequences of latent spaces).
+    """
+
+    least: int
+    """Frames that a video must have."""
+    stride: int | None = None
+
+    def span(self, frames: int) -> int:
+        return self.least
+
+    def starts(self, length: int, frames: int) -> int:
+        if length < self.least:
+            return 0
+        return 1 if self.stride is None else 1 + max(0, length - frames) // self.stride
+
+    def indices(self, length: int, frames: int, start: int, noise: Noise) -> np.ndarray:
+        return np.minimum(start * (self.stride or 1) + np.arange(frames), length - 1)
+
+
+@dataclass(frozen=True)
 class Chain:
     """`clips` successive clips of one video, `overlap` frames shared by neighbours, one clip a step.
 
@@ -169,7 +193,7 @@ class ClipSpec:
 
     frames: int
     size: tuple[int, int]
-    mode: Step | UniformBins | Sparse | Window | Chain | Still = field(default_factory=Step)
+    mode: Step | UniformBins | Sparse | Window | Held | Chain | Still = field(default_factory=Step)
     conditions: tuple[str, ...] = ()
 
     def __post_init__(self):
@@ -251,7 +275,7 @@ class ClipPicker:
     def countable(self) -> bool:
         """Whether a start says everything about a clip, so that things derived from it can be kept."""
         mode = self.spec.mode
-        return isinstance(mode, Still) or (isinstance(mode, Step) and mode.min == mode.max)
+        return isinstance(mode, Still | Held) or (isinstance(mode, Step) and mode.min == mode.max)
 
     def pick(self, id: int) -> Clip:
         """The clip with this sample number, uniform over every place a clip can start."""

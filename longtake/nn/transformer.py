@@ -88,7 +88,7 @@ class Transformer(nn.Module):
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm = nn.LayerNorm(config.width)
         self.head = nn.Linear(config.width, config.vocabulary, bias=False)
-        self.apply(_initialise)
+        self.apply(initialise)
 
     def forward(
         self,
@@ -162,7 +162,7 @@ class Transformer(nn.Module):
         return KVCache(config.layers, batch, config.heads, length, head_width, weight.dtype, weight.device)
 
 
-def _initialise(module: nn.Module) -> None:
+def initialise(module: nn.Module) -> None:
     """N(0, 0.02) for linear and embedding weights, zero biases (official gpt.py)."""
     if isinstance(module, nn.Linear | nn.Embedding):
         nn.init.normal_(module.weight, std=0.02)

@@ -11,6 +11,12 @@ REGISTRY = {
     "tats": "longtake.systems.tats.system:TATS",
     "stylegan_v": "longtake.systems.stylegan_v.system:StyleGANV",
     "mocogan_sg2": "longtake.systems.stylegan_v.system:MoCoGANSG2",
+    "encgan3": "longtake.systems.recall.system:EncGAN3",
+    "lencgan": "longtake.systems.recall.system:LEncGAN",
+    "r2": "longtake.systems.recall.system:R2",
+    "r2-improved": "longtake.systems.recall.system:ImprovedR2",
+    "ar2": "longtake.systems.recall.system:AR2",
+    "r3": "longtake.systems.recall.system:R3",
     "classifier": "longtake.systems.classifier.system:Classifier",
 }
 """Name -> module:class of a Trainable, imported when asked for."""

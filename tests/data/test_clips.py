@@ -17,6 +17,7 @@ from longtake.data.clips import (
     ClipPicker,
     ClipSpec,
     Draw,
+    Held,
     Noise,
     Sparse,
     Step,
@@ -25,7 +26,7 @@ from longtake.data.clips import (
     Window,
     present,
 )
-from longtake.data.library import Header, Row
+from longtake.data.library import Header, Library, Row
 from longtake.errors import UserError
 from longtake.rollout.rng import Rng
 
@@ -269,3 +270,17 @@ def test_noise_of_a_sample_is_addressed():
     assert noise.integer("x", 1000) == noise.integer("x", 1000)
     assert noise.uniform("u", (3,)).tolist() == noise.uniform("u", (3,)).tolist()
     assert noise.uniform("u", (3,)).tolist() != noise.uniform("v", (3,)).tolist()
+
+
+def test_held_clips_of_short_videos_repeat_their_last_frame(library):
+    """The library's videos have 40 frames."""
+    long, short = (ClipPicker(Library(library), ClipSpec(n, (16, 16), Held(24)), "train", 0, "x") for n in (32, 56))
+    assert long.countable
+    assert long.total == short.total == 4
+    assert long.at(1).indices.tolist() == list(range(32))
+    assert short.at(1).indices.tolist() == [*range(40), *[39] * 16]
+    strided = ClipPicker(Library(library), ClipSpec(32, (16, 16), Held(24, 4)), "train", 0, "x")
+    assert strided.total == 4 * 3
+    assert [int(strided.at(n).indices[0]) for n in range(4)] == [0, 4, 8, 0]
+    with pytest.raises(UserError, match="no train video of 41 frames"):
+        ClipPicker(Library(library), ClipSpec(56, (16, 16), Held(41)), "train", 0, "x")
