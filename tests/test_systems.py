@@ -16,6 +16,7 @@ from longtake.errors import UserError
 from longtake.story import Entry, Story
 from longtake.systems import folder, system_class
 from longtake.systems.base import System
+from longtake.systems.ccvs.config import SIZES as CCVS_SIZES
 from longtake.systems.tats.config import SIZES
 from longtake.train.loop import Trainer
 from longtake.train.recipe import LoopSettings, Recipe
@@ -32,8 +33,23 @@ SPARSE_TATS = replace(
     every=2,
     interpolator=replace(CLASS_TATS.interpolator, dropout=0.1, stage=CLASS_TATS.prior_stage),
 )
+TINY_CCVS = replace(
+    CCVS_SIZES["tiny"],
+    autoencoder_stage=replace(
+        CCVS_SIZES["tiny"].autoencoder_stage, steps=6, image_batch=2, video_batch=1, gan_start=2
+    ),
+    prior_stage=replace(CCVS_SIZES["tiny"].prior_stage, steps=6, batch=2, ema=0.9, keep_best=True),
+)
+LABEL_CCVS = replace(
+    TINY_CCVS,
+    autoencoder=replace(TINY_CCVS.autoencoder, quantiser="average"),
+    autoencoder_stage=replace(TINY_CCVS.autoencoder_stage, video_every=2, end_share=0.5),
+    prior=replace(TINY_CCVS.prior, label=True, start=False, end_share=0.5, dropout=0.1),
+)
+CONFIGS["ccvs"] = ("tiny", TINY_CCVS)
 CASES = [(name, config) for name, (_, config) in CONFIGS.items()] + [("tats", CLASS_TATS), ("tats", SPARSE_TATS)]
-IDS = [*CONFIGS, "tats-label", "tats-hierarchical"]
+CASES.append(("ccvs", LABEL_CCVS))
+IDS = [*CONFIGS, "tats-label", "tats-hierarchical", "ccvs-label"]
 LOOP = LoopSettings(log_every=1, validate_every=3, validate_batches=1, preview_every=6, checkpoint_every=2)
 
 

@@ -136,7 +136,7 @@ class Decoder:
         self.config = config
         self.heads, self.head_width = config.heads, config.width // config.heads
         self.tokens = transformer.tokens.weight.detach().float()
-        self.positions = transformer.positions.detach().float()
+        self.positions = transformer.position_table().detach().float()
         device = self.tokens.device
         rows = None if compile else batch
         self.blocks = [_PackedBlock(cast(Block, block), precision, rows) for block in transformer.blocks]

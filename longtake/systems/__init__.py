@@ -9,6 +9,7 @@ from longtake.systems.base import Trainable
 
 REGISTRY = {
     "tats": "longtake.systems.tats.system:TATS",
+    "ccvs": "longtake.systems.ccvs.system:CCVS",
     "classifier": "longtake.systems.classifier.system:Classifier",
 }
 """Name -> module:class of a Trainable, imported when asked for."""

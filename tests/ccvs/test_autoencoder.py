@@ -72,7 +72,10 @@ def test_the_codebook_is_the_official_one(name):
         flat = z.flatten(0, 1) if spatial else z.reshape(-1, 1)
         result = codebook(flat)
         values = result.values.view_as(z)
-        (result.commitment_loss + 0.01 * (values * torch.linspace(-1, 1, z.numel(), dtype=dtype).view_as(z)).sum()).backward()
+        (
+            result.commitment_loss
+            + 0.01 * (values * torch.linspace(-1, 1, z.numel(), dtype=dtype).view_as(z)).sum()
+        ).backward()
         golden.check("quantised", values.detach())
         golden.check("loss", result.commitment_loss.detach())
         golden.check("perplexity", result.perplexity)

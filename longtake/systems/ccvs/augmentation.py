@@ -112,9 +112,7 @@ def invert_flow(flow: Tensor, official_wrap: bool = False) -> Tensor:
     `official_wrap`.
     """
     batch, _, h, w = flow.shape
-    ys, xs = torch.meshgrid(
-        torch.arange(h, device=flow.device), torch.arange(w, device=flow.device), indexing="ij"
-    )
+    ys, xs = torch.meshgrid(torch.arange(h, device=flow.device), torch.arange(w, device=flow.device), indexing="ij")
     x, y = xs + flow[:, 0], ys + flow[:, 1]
     if official_wrap:
         x, y = x * (x <= w - 1), y * (y <= h - 1)

@@ -5,6 +5,7 @@ Shapes: B frames, H W their size, D the latent's width, h w its size; K levels, 
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -75,7 +76,7 @@ class Encoder(nn.Module):
         levels = config.levels
         self.shared = [int(config.shared * c) for c in levels]
         self.stem = ConvLayer(3, levels[0], 1)
-        self.blocks = nn.ModuleList(ResBlock(a, b, "down") for a, b in zip(levels, levels[1:], strict=False))
+        self.blocks = nn.ModuleList(ResBlock(a, b, "down") for a, b in itertools.pairwise(levels))
         self.project = ConvLayer(levels[-1], config.latent, 1)  # with activation, as in the released code
 
     def forward(self, x: Tensor) -> tuple[Tensor, Features]:
@@ -106,9 +107,11 @@ class Decoder(nn.Module):
         levels = config.levels[::-1]
         self.shared = [int(config.shared * c) for c in levels]
         self.project = ConvLayer(config.latent, levels[0], 1)
-        self.blocks = nn.ModuleList(ResBlock(a, b, "up") for a, b in zip(levels, levels[1:], strict=False))
+        self.blocks = nn.ModuleList(ResBlock(a, b, "up") for a, b in itertools.pairwise(levels))
         self.head = ConvLayer(levels[-1], 3, 1, activation=None)
-        fusions = [FlowFusion(i, f, config.flow_widths) for i, f in enumerate(self.shared)] if config.context else []
+        fusions = (
+            [FlowFusion(i, f, config.flow_widths) for i, f in enumerate(self.shared)] if config.context else []
+        )
         self.fusions = nn.ModuleList(fusions)
 
     def forward(self, z: Tensor, contexts: list[Features]) -> Decoded:

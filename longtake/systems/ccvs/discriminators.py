@@ -5,6 +5,7 @@ Source: paper section 3.2 (the temporal one is "a direct extension" of the other
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import torch
@@ -29,9 +30,7 @@ class Discriminator(nn.Module):
         frames: T of a clip, None for single frames.
     """
 
-    def __init__(
-        self, size: tuple[int, int], width: int, multipliers: tuple[int, ...], frames: int | None = None
-    ):
+    def __init__(self, size: tuple[int, int], width: int, multipliers: tuple[int, ...], frames: int | None = None):
         super().__init__()
         blocks = max(0, math.ceil(math.log2(min(size) / SMALLEST)))
         levels = [width * multipliers[min(i, len(multipliers) - 1)] for i in range(blocks + 1)]
@@ -39,7 +38,7 @@ class Discriminator(nn.Module):
         self.stem = ConvLayer(3, levels[0], 1, activation=gained, time=1 if time else None)
         self.blocks = nn.ModuleList()
         left = frames or 1
-        for a, b in zip(levels, levels[1:], strict=False):
+        for a, b in itertools.pairwise(levels):
             shorten = time and left > 2
             self.blocks.append(ResBlock(a, b, "down", gained, time, shorten))
             left -= 2 * shorten

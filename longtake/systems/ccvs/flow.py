@@ -31,7 +31,8 @@ def backwarp(x: Tensor, flow: Tensor, outside: float = 0.0) -> Tensor:
     horizontal = torch.linspace(-1 + 1 / w, 1 - 1 / w, w, dtype=flow.dtype, device=flow.device)
     vertical = torch.linspace(-1 + 1 / h, 1 - 1 / h, h, dtype=flow.dtype, device=flow.device)
     grid = torch.stack(
-        [horizontal + flow[:, 0] / max((w - 1) / 2, 0.5), vertical[:, None] + flow[:, 1] / max((h - 1) / 2, 0.5)], -1
+        [horizontal + flow[:, 0] / max((w - 1) / 2, 0.5), vertical[:, None] + flow[:, 1] / max((h - 1) / 2, 0.5)],
+        -1,
     )
     return F.grid_sample(x - outside, grid.to(x.dtype), align_corners=False) + outside
 

@@ -112,9 +112,9 @@ def video_discriminator_state(official: Mapping[str, Tensor]) -> State:
     return _rename(official, [*names, (r"final_conv\.layers\.[01]\.", "final.conv."), *_LINEARS])
 
 
-def layers_state(official: Mapping[str, Tensor]) -> State:
+def layers_state(official: Mapping[str, Tensor], name: str = "layers") -> State:
     """The layers of `state_s`, `stft_e` or `stft_d`: a list of convolutions, some with a blur around them."""
-    return _rename(official, [(r"convs\.(\d+)\.[01]\.(weight|bias)", r"layers.\1.conv.\2"), (r"fc\.", "head.")])
+    return _rename(official, [(r"convs\.(\d+)\.[01]\.(weight|bias)", rf"{name}.\1.conv.\2"), (r"fc\.", "head.")])
 
 
 def transformer_state(official: Mapping[str, Tensor]) -> State:
