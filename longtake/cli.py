@@ -229,8 +229,13 @@ def parser() -> argparse.ArgumentParser:
         "read the authors' checkpoints without running any code in them",
         "longtake convert tats vqgan.ckpt transformer.ckpt -o models/tats-sky",
     )
-    p.add_argument("family", choices=["tats"])
-    p.add_argument("files", nargs="+", metavar="FILE", help="VQGAN.ckpt and, where there is one, TRANSFORMER.ckpt")
+    p.add_argument("family", choices=["tats", "ccvs"])
+    p.add_argument(
+        "files",
+        nargs="+",
+        metavar="FILE",
+        help="tats: VQGAN.ckpt and, where there is one, TRANSFORMER.ckpt; ccvs: folders of the release",
+    )
     p.add_argument("-o", "--output", required=True, metavar="DIR")
     p.add_argument("--fps", type=float, default=15.0, help="frame rate of the footage (default 15)")
     p.add_argument("--size", type=_size, metavar="N or HxW", help="frame size, where the file tells it wrongly")

@@ -124,7 +124,7 @@ class Transformer(nn.Module):
         return self.tokens(tokens) + self.position_table()[start:end]
 
     def position_table(self) -> Tensor:
-        """Embeddings (places, C) of every place a token can stand at; a subclass may put them together from parts."""
+        """Embeddings (places, C) of every place a token can stand at, which a subclass may make of parts."""
         return self.positions
 
     def hidden(self, x: Tensor, cache: KVCache | None = None, mask: Tensor | None = None) -> Tensor:

@@ -43,7 +43,7 @@ def test_the_autoencoder_is_the_official_one(name, dtype):
     check("latents", z[None])
     quantised = made.quantise(z)
     check("indices", quantised.indices.view(1, -1))
-    values = made.latents(made.tokens(z), z.shape[-2:])
+    values = made.latents(made.tokens(z), (z.shape[-2], z.shape[-1]))
     check("quantised", values[None])
     features = stacked(made.encode(context)[1], 3)
     for i, level in enumerate(features[0]):
@@ -81,6 +81,8 @@ def test_the_codebook_is_the_official_one(name):
         golden.check("perplexity", result.perplexity)
         golden.check("indices", result.indices.flatten())
         golden.check("embedded", codebook.lookup(result.indices.flatten()[None])[0].T[None].detach())
+        assert z.grad is not None
+        assert codebook.embeddings.grad is not None
         golden.check("grad_z", z.grad)
         golden.check("grad_embedding", codebook.embeddings.grad)
 
@@ -92,6 +94,8 @@ def test_beta_is_on_the_commitment_term_unless_the_quirk_is_asked_for():
         codebook.load_state_dict({"embeddings": torch.tensor([[0.0], [10.0]])})
         z = torch.full((1, 1), 1.0, requires_grad=True)
         codebook(z).commitment_loss.backward()
+        assert z.grad is not None
+        assert codebook.embeddings.grad is not None
         assert float(z.grad) == pytest.approx(2.0 if official else 0.5)
         assert float(codebook.embeddings.grad[0]) == pytest.approx(-0.5 if official else -2.0)
 

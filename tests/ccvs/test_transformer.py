@@ -14,7 +14,7 @@ from longtake.systems.ccvs.rollout import ImageSpace
 from longtake.systems.ccvs.sampling import FrameRegressor, FrameSampler, Opening
 from longtake.systems.ccvs.system import CCVS
 from longtake.systems.ccvs.tokenizers import SoundTokenizer, StateTokenizer
-from longtake.systems.ccvs.transformer import AnnotatedTransformer, Layout
+from longtake.systems.ccvs.transformer import AnnotatedTransformer, Layout, Positions
 
 CASES = ("frames", "class", "start", "label_and_start", "p2p", "state")
 
@@ -235,11 +235,12 @@ def test_regressed_vectors_equal_running_everything_again():
 
 def test_places_by_their_kinds():
     layout = Layout(3, (2, 2), 4, 1, 2)
-    for kind, names in (
+    kinds: tuple[tuple[Positions, set[str]], ...] = (
         ("temporal", {"time", "space", "states"}),
         ("spatio-temporal", {"time", "rows", "columns", "states"}),
         ("none", {"flat"}),
-    ):
+    )
+    for kind, names in kinds:
         made = AnnotatedTransformer(layout, 1, 1, 4, positions=kind)
         assert {n for n, _ in made.places.named_parameters()} == names
         assert made.position_table().shape == (1 + 3 * 5, 4)

@@ -28,12 +28,12 @@ class AutoencoderConfig:
     width: int = 128
     """Channels at full resolution."""
     multipliers: tuple[int, ...] = (1, 1, 2, 2, 4, 4)
-    """Channels at each level, in multiples of `width`, finest first; each level after the first halves the frame."""
+    """Channels at each level, in multiples of `width`, finest first; each after the first halves the frame."""
     latent: int = 512
     """Width of a latent vector."""
     quantiser: Literal["gradient", "average", "none"] = "gradient"
-    """How the codebook learns: by gradients (as published), by moving averages with restarts (small models keep more
-    codes), or "none": no codebook, so the transformer regresses latent vectors (paper Table 5, last row)."""
+    """How the codebook learns: by gradients (as published), by moving averages with restarts (small models keep
+    more codes), or "none": no codebook, so the transformer regresses latent vectors (paper Table 5, last row)."""
     codes: int = 1024
     """Entries of the codebook."""
     official_beta: bool = False

@@ -49,8 +49,8 @@ class AutoencoderStageConfig:
     perceptual_weight: float = 10.0
     """Weight of the distance of features (equation 4); needs `perceptual`."""
     perceptual: str | None = None
-    """Where the features come from: torchvision's VGG-19 weights or LPIPS weights that you bring, or a classifier (a
-    model folder or a bundled name); None leaves the term out."""
+    """Where the features come from: torchvision's VGG-19 weights or LPIPS weights that you bring, or a classifier
+    (a model folder or a bundled name); None leaves the term out."""
     quantiser_weight: float = 1.0
     """Weight of the codebook's loss (equation 3)."""
     gan_weight: float = 1.0
@@ -66,9 +66,11 @@ class AutoencoderStageConfig:
     unconditional: bool = False
     """Also learn to decode without context: for videos that begin with no given frame."""
     end_share: float = 0.0
-    """Share of the video parts whose decoder also sees the clip's last real frame, as it does before an end frame."""
+    """Share of the video parts whose decoder also sees the clip's last real frame, as it does towards an end."""
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
     """The distorted views that serve as context of the image part."""
+    official_mask: bool = False
+    """Official quirk: the mask is only taught to be 1 where the context is occluded, never to be 0 elsewhere."""
     clip: float | None = None
     """Largest gradient norm."""
     ema: float | None = 0.999
@@ -94,8 +96,8 @@ class PriorConfig:
     dropout: float = 0.0
     """Dropout probability while training."""
     positions: Positions = "temporal"
-    """Embeddings of places: one a place in the frame and one a frame ("temporal"), rows, columns and frames apart, or
-    "none": one a token of the window."""
+    """Embeddings of places: one a place in the frame and one a frame ("temporal"), rows, columns and frames apart,
+    or "none": one a token of the window."""
     label: bool = False
     """Whether the class of a clip begins its sequence."""
     start: bool = False
@@ -283,7 +285,7 @@ SIZES = {
         states=StatesConfig(names=("x", "y"), hidden=32, steps=1000),
         sound=SoundConfig(256, 64, 32, steps=2000, batch=8),
         prior=PriorConfig(4, 4, 192, label=True, dropout=0.1),
-        prior_stage=PriorStageConfig(steps=4000, batch=8, lr=1e-3, warmup=200, decay=True, clip=1.0, ema=0.998),
+        prior_stage=PriorStageConfig(steps=4000, batch=4, lr=1e-3, warmup=200, decay=True, clip=1.0, ema=0.998),
     ),
     "base": CCVSConfig(
         size=(128, 128),

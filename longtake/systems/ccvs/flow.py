@@ -1,4 +1,4 @@
-"""How a frame being decoded takes from context frames: flow, fusion mask, warp (paper section 3.2, appendices A, D).
+"""How a frame being decoded takes from context frames: flow, mask, warp (paper section 3.2, appendices A and D).
 
 Built after LiteFlowNet: at every resolution the flow of the level below is doubled in size and refined, first by
 matching features within a small window, then by looking at decoded and warped features side by side.
@@ -56,8 +56,12 @@ def correlation(a: Tensor, b: Tensor, stride: int = 1) -> Tensor:
 
 
 def double(channels: int) -> nn.ConvTranspose2d:
-    """Twice the height and width, each channel by itself; learned."""
-    return nn.ConvTranspose2d(channels, channels, 4, stride=2, padding=1, bias=False, groups=channels)
+    """Twice the height and width, each channel by itself; learned, bilinear to begin with."""
+    layer = nn.ConvTranspose2d(channels, channels, 4, stride=2, padding=1, bias=False, groups=channels)
+    line = torch.tensor([0.25, 0.75, 0.75, 0.25])
+    with torch.no_grad():
+        layer.weight.copy_((line[:, None] * line).expand_as(layer.weight))
+    return layer
 
 
 class Refinement(nn.Module):
@@ -69,6 +73,10 @@ class Refinement(nn.Module):
         self.convs = nn.Sequential(*(ConvLayer(a, b, 3) for a, b in zip(sizes, widths, strict=False)))
         self.flow = ConvLayer(widths[-1], 2, kernel, activation=None)
         self.mask = ConvLayer(widths[-1], 1, kernel, activation=None)
+        # So flow begins at 0, which is right for whatever stands still, and masks at one half. (The released code
+        # begins with random ones.)
+        nn.init.zeros_(self.flow.conv.weight)
+        nn.init.zeros_(self.mask.conv.weight)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         features = self.convs(x)
@@ -109,19 +117,17 @@ class FlowFusion(nn.Module):
             flow, mask: of the level below, (B * k, 2 or 1, h / 2, w / 2); None at the coarsest.
         """
         k = contexts.shape[1]
-        e = contexts.flatten(0, 1)
-        d = x.repeat_interleave(k, 0)
-        warped = e
+        e, d = contexts.flatten(0, 1), x.repeat_interleave(k, 0)
+        first: tuple[Tensor, Tensor]
         if flow is None or mask is None or self.double_flow is None or self.double_mask is None:
-            flow, mask = x.new_zeros(len(e), 2, *x.shape[-2:]), x.new_zeros(len(e), 1, *x.shape[-2:])
+            first = self.matching(self._costs(d, e))
         else:
-            flow, mask = self.double_flow(flow), self.double_mask(mask)
-            warped = backwarp(e, flow * self.scale)
-        flow, mask = _add(flow, mask, self.matching(self._costs(d, warped)))
-        warped = backwarp(e, flow * self.scale)
-        flow, mask = _add(flow, mask, self.subpixel(torch.cat([d, warped, flow, mask], 1)))
-        warped = backwarp(e, flow * self.scale)
-        return Fused(_mix(x, warped, mask, k), flow, mask)
+            begin = self.double_flow(flow), self.double_mask(mask)
+            first = _add(*begin, self.matching(self._costs(d, backwarp(e, begin[0] * self.scale))))
+        warped = backwarp(e, first[0] * self.scale)
+        final = _add(*first, self.subpixel(torch.cat([d, warped, *first], 1)))
+        warped = backwarp(e, final[0] * self.scale)
+        return Fused(_mix(x, warped, final[1], k), *final)
 
     def _costs(self, d: Tensor, e: Tensor) -> Tensor:
         if self.project is not None:

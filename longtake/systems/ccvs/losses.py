@@ -49,15 +49,16 @@ def flow_loss(decoded: Decoded, flow: Tensor, occluded: Tensor) -> Tensor:
     return total
 
 
-def mask_loss(decoded: Decoded, occluded: Tensor) -> Tensor:
-    """Second term of equation 7 as in the released code: at the finest level, where the context is occluded, the
-    frame's own features should be taken.
+def mask_loss(decoded: Decoded, occluded: Tensor, official: bool = False) -> Tensor:
+    """Second term of equation 7, at the finest level: a frame's own features where the context is occluded, the
+    context's elsewhere. (As printed the equation has the mask the other way round than equation 1.)
 
-    The paper's form also drives the mask to 0 everywhere else, that is to the context, although that is blurred; the
-    code leaves this to the reconstruction, and so do we.
+    With `official` only the first half is asked for, as in the released code: the mask is pushed to 1 where the
+    context is occluded, and nowhere to 0. A young model then stops looking at its context altogether.
     """
-    error = (decoded.masks[-1].float().sigmoid() - 1).square() * occluded
-    return error.sum() / occluded.sum().clamp_min(1)
+    share, hidden = decoded.masks[-1].float().sigmoid(), occluded.float()
+    error = (share - hidden).square()
+    return (error * hidden).sum() / hidden.sum().clamp_min(1) if official else error.mean()
 
 
 def token_loss(logits: Tensor, targets: Tensor) -> Tensor:

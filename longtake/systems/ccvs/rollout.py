@@ -1,8 +1,8 @@
 """From a model of short clips to a video of any length: autoregression in code space and in image space.
 
-The transformer slides over the codes of the last frames (paper section 3.3). Each new frame is decoded from its codes
-with the last frames of the video itself as context, then becomes context in its turn ("shift-and-add", section 3.1).
-Both hold a bounded number of frames, so a video streams frame by frame.
+The transformer slides over the codes of the last frames (paper section 3.3). Each new frame is decoded from its
+codes with the last frames of the video itself as context, then becomes context in its turn ("shift-and-add",
+section 3.1). Both hold a bounded number of frames, so a video streams frame by frame.
 
 Shapes: B videos; n codes, s annotation tokens a frame.
 """
@@ -78,13 +78,15 @@ class Annotations:
     def tokens(self, first: int, count: int, batch: int) -> Tensor:
         """Of the frames first .. first + count - 1."""
         nothing = torch.full((batch, count, self.system.layout.states), -1, device=self.system.device)
-        if self.track is None or not self.system.layout.states:
+        if self.track is None or not count:
             return nothing
-        part = self.track[:, first : first + count].to(self.system.device)
         if self.system.config.prior.annotation == "states":
+            part = self.track[:, first : first + count].to(self.system.device)
             known = ~part.isnan()
             return torch.where(known, self.system.states.tokens(part.nan_to_num()), nothing)
-        return self.system.sound.tokens(part)
+        begin = max(0, first - 1)  # the neighbours are heard too, so that no frame depends on how windows fall
+        part = self.track[:, begin : first + count + 1].to(self.system.device)
+        return self.system.sound.tokens(part)[:, first - begin :][:, :count]
 
 
 def autoregress(system: CCVS, stories: list[Story], rng: Rng) -> Iterator[Tensor]:
@@ -131,7 +133,7 @@ def context_of(system: CCVS) -> int:
 
 
 def end_from(frames: int, window: int) -> int:
-    """The first frame of a video that is made towards its end frame: after the first quarter of the final window."""
+    """The first frame of a video that is made towards its end: after the first quarter of the final window."""
     return frames - window + max(1, window // 4)
 
 
@@ -140,9 +142,9 @@ def code_frames(
 ) -> Iterator[Tensor]:
     """Codes (B, t, n) of the frames after the given ones, window by window; of all but the end frame.
 
-    A window that is full drops its first `new` frames, with their annotations, and adds `new`; class and start token
-    stay, places count from the window's first frame. With an end frame the last window starts so that the end frame
-    is its last, and sees it from the beginning. A token's noise is addressed by its place in the video.
+    A window that is full drops its first `new` frames, with their annotations, and adds `new`; class and start
+    token stay, places count from the window's first frame. With an end frame the last window starts so that the end
+    frame is its last, and sees it from the beginning. A token's noise is addressed by its place in the video.
 
     Args:
         known: (B, m, n) codes of given frames, or None.

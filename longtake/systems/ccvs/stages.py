@@ -1,7 +1,7 @@
 """The first stage of CCVS: encoder, codebook, decoder and flow module (paper section 3.2).
 
-An update has an image part (distorted views of single frames, the image discriminator) and a video part (short clips
-decoded frame by frame, the video discriminator). Shapes: B pairs or clips; T frames; H W.
+An update has an image part (distorted views of single frames, the image discriminator) and a video part (short
+clips decoded frame by frame, the video discriminator). Shapes: B pairs or clips; T frames; H W.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ class AutoencoderStage(Stage):
         return logs
 
     def _image_losses(self, batch: Batch, engine: Engine) -> tuple[Losses, Tensor, Tensor]:
-        """Two frames of a video from the distorted view of one of them; also both, real and made (2 * B, 3, H, W)."""
+        """Two frames of a video from the distorted view of one of them; also both, real and made (2B, 3, H, W)."""
         view, other = self.views(batch, engine)
         real = torch.cat([view.target, other])
         count = len(other)
@@ -121,7 +121,7 @@ class AutoencoderStage(Stage):
                 flows=[flow[:count] for flow in decoded.flows], masks=[mask[:count] for mask in decoded.masks]
             )
             losses["flow"] = self.config.flow_weight * flow_loss(own, view.flow, view.occluded)
-            losses["mask"] = self.config.flow_weight * mask_loss(own, view.occluded)
+            losses["mask"] = self.config.flow_weight * mask_loss(own, view.occluded, self.config.official_mask)
         total = torch.stack(list(losses.values())).sum()
         codes = {"codebook/perplexity": quantised.perplexity, "codebook/used": quantised.used}
         return {"loss": total, **losses, **codes}, real, decoded.frames

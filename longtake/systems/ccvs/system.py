@@ -63,8 +63,9 @@ class CCVS(System):
         self.networks = {"autoencoder": self.autoencoder}
         if kind == "states":
             states, state_codes = len(self.state_names), config.states.codes
-            seen = (config.autoencoder.latent, config.grid, config.states.hidden) if config.states.estimated else ()
-            self.states = StateTokenizer(states, state_codes, *seen)
+            grid = config.grid if config.states.estimated else None
+            sizes = config.autoencoder.latent, grid, config.states.hidden
+            self.states = StateTokenizer(states, state_codes, *sizes)
             self.networks["states"] = self.states
         if kind == "audio":
             states, state_codes = SoundTokenizer.token_count(), config.sound.codes
@@ -213,11 +214,11 @@ class CCVS(System):
         return None if drawn is None else labels_at(stories, drawn, frame)
 
     def check(self, story: Story) -> Story:
-        story = super().check(story)
         if not self.config.prior.layers:
             raise UserError(
                 "this model has an autoencoder but no transformer; train one with --init autoencoder=MODEL"
             )
+        story = super().check(story)
         frames, window = cast(int, story.frames), self.config.frames
         if story.last_frame is not None and frames < 2:
             raise UserError("a video that ends at a given frame needs 2 frames or more", code=2)
