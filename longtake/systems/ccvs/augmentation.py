@@ -59,14 +59,18 @@ class View(NamedTuple):
 
 
 def augment(frames: Tensor, rng: Rng, ids: list[int], config: AugmentationConfig) -> View:
-    """A random view of each of `frames` (B, 3, H, W); its noise is addressed by the sample numbers `ids`."""
+    """A random view of each of `frames` (B, 3, H, W); its noise is addressed by the sample numbers `ids`.
+
+    Computed as precisely as `frames`, also under autocast.
+    """
     h, w = frames.shape[-2:]
     numbers = rng.uniform("view", ids, (2,))[0]
-    noise = rng.uniform("fields", ids, (3, h, w))[0].to(frames) * 2 - 1
-    field = smooth(noise, config.sigma * h) * (config.alpha * h)
     zoom = config.zoom[0] + numbers[:, 0] * (config.zoom[1] - config.zoom[0])
-    hidden = field[:, 2:] > 1 - 2 * config.occluded if config.occluded else torch.zeros_like(field[:, 2:]) > 0
-    return make_view(frames, field[:, :2], hidden, zoom.to(frames), numbers[:, 1].to(frames) * config.blur)
+    with torch.autocast(frames.device.type, enabled=False):
+        noise = rng.uniform("fields", ids, (3, h, w))[0].to(frames) * 2 - 1
+        field = smooth(noise, config.sigma * h) * (config.alpha * h)
+        hidden = field[:, 2:] > 1 - 2 * config.occluded if config.occluded else torch.zeros_like(field[:, 2:]) > 0
+        return make_view(frames, field[:, :2], hidden, zoom.to(frames), numbers[:, 1].to(frames) * config.blur)
 
 
 def make_view(

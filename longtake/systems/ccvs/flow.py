@@ -26,15 +26,24 @@ def backwarp(x: Tensor, flow: Tensor, outside: float = 0.0) -> Tensor:
 
     As the released code does, the displacement is scaled by the distance of the outer pixels' centres and the grid
     by that of the borders, so d pixels move d * w / (w - 1): released weights count on it.
+
+    Places are computed in float32 at least: bfloat16 knows them to a tenth of a pixel only.
     """
     h, w = x.shape[-2:]
+    flow, kind = wide(flow), x.dtype
+    x = wide(x)
     horizontal = torch.linspace(-1 + 1 / w, 1 - 1 / w, w, dtype=flow.dtype, device=flow.device)
     vertical = torch.linspace(-1 + 1 / h, 1 - 1 / h, h, dtype=flow.dtype, device=flow.device)
     grid = torch.stack(
         [horizontal + flow[:, 0] / max((w - 1) / 2, 0.5), vertical[:, None] + flow[:, 1] / max((h - 1) / 2, 0.5)],
         -1,
     )
-    return F.grid_sample(x - outside, grid.to(x.dtype), align_corners=False) + outside
+    return (F.grid_sample(x - outside, grid.to(x.dtype), align_corners=False) + outside).to(kind)
+
+
+def wide(x: Tensor) -> Tensor:
+    """At least float32."""
+    return x if x.dtype == torch.float64 else x.float()
 
 
 def correlation(a: Tensor, b: Tensor, stride: int = 1) -> Tensor:
@@ -80,7 +89,7 @@ class Refinement(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         features = self.convs(x)
-        return self.flow(features), self.mask(features)
+        return wide(self.flow(features)), wide(self.mask(features))
 
 
 class Fused(NamedTuple):

@@ -69,8 +69,12 @@ class EqualConv(nn.Module):
         weight = self.weight * self.scale
         if self.transpose:
             return F.conv_transpose2d(x, weight.transpose(0, 1), self.bias, self.stride, self.padding)
-        convolve = F.conv3d if weight.dim() == 5 else F.conv2d
-        return convolve(x, weight, self.bias, self.stride, self.padding)
+        if weight.dim() == 4:
+            return F.conv2d(x, weight, self.bias, self.stride, self.padding)
+        # Time is padded by hand: padded in time alone, strided convolutions in bfloat16 can return weight gradients
+        # that are not numbers (PyTorch 2.13 on CPUs).
+        time, *space = self.padding
+        return F.conv3d(F.pad(x, (0, 0, 0, 0, time, time)), weight, self.bias, self.stride, (0, *space))
 
 
 class EqualLinear(nn.Module):
