@@ -9,7 +9,7 @@ from goldens import Golden
 
 from longtake.systems.ccvs.autoencoder import Autoencoder, AutoencoderConfig, stacked
 from longtake.systems.ccvs.discriminators import Discriminator, batch_spread
-from longtake.systems.ccvs.flow import correlation
+from longtake.systems.ccvs.flow import backwarp, correlation
 from longtake.systems.ccvs.names import (
     autoencoder_state,
     image_discriminator_state,
@@ -164,3 +164,24 @@ def test_pixels_are_normalised_as_the_configuration_says():
     shown = made.decode(torch.zeros(1, 8, 4, 4), []).frames
     expected = raw[0, :, 0, 0] * torch.tensor([0.4, 0.5, 1.0]) + torch.tensor([-0.2, 0.0, 0.2])
     assert torch.allclose(shown[0, :, 0, 0], expected, atol=1e-6)
+
+
+def test_gradients_of_the_video_discriminator_are_finite_in_bfloat16():
+    """Convolutions padded in time alone returned weight gradients that were not numbers."""
+    torch.manual_seed(0)
+    critic = Discriminator((48, 48), 8, (1, 1, 2, 2), frames=4)
+    with torch.autocast("cpu", torch.bfloat16):
+        scores = critic(torch.rand(2, 3, 4, 48, 48) * 2 - 1)
+    scores.float().sum().backward()
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in critic.parameters())
+
+
+@torch.no_grad()
+def test_places_are_precise_under_autocast():
+    """Half a pixel near the right border of 64 is not lost in bfloat16."""
+    x = torch.arange(64.0).expand(1, 1, 4, 64)
+    flow = torch.zeros(1, 2, 4, 64)
+    flow[:, 0] = 0.5
+    with torch.autocast("cpu", torch.bfloat16):
+        moved = backwarp(x, flow)
+    assert torch.allclose(moved[..., 40:62], x[..., 40:62] + 0.5 * 64 / 63, atol=1e-3)
