@@ -53,7 +53,7 @@ def states_of(story: Story, names: tuple[str, ...]) -> np.ndarray:
     track = np.full((story.frames, len(names)), np.nan, np.float32)
     entries = [entry for entry in story.timeline if entry.states is not None]
     begins = [min(round(entry.start * story.fps), story.frames) for entry in entries]
-    for entry, begin, end in zip(entries, begins, [*begins[1:], story.frames], strict=True):
+    for entry, begin, end in zip(entries, begins, [*begins, story.frames][1:], strict=True):
         if begin == end:
             continue
         rows = read_states(str(entry.states), names)

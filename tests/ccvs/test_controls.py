@@ -48,8 +48,8 @@ def annotated(tmp_path_factory) -> Path:
             np.save(files["states"], np.stack([place(f) for f in frames]))
             names = {kind: writer.relative(file) for kind, file in files.items()}
             split = "test" if i > 3 else "train"
-            own = {"audio": names["audio"], "states": names["states"]}
-            writer.add(Row(f"v{i}", names["video"], FRAMES, FRAMES / FPS, split, **own))
+            row = Row(f"v{i}", names["video"], FRAMES, FRAMES / FPS, split)
+            writer.add(replace(row, audio=names["audio"], states=names["states"]))
     return path
 
 

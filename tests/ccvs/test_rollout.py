@@ -255,6 +255,7 @@ def test_trajectory_files(tmp_path):
             read_states(tmp_path / name, names)
     with pytest.raises(UserError, match="cannot read the trajectory"):
         read_states(tmp_path / "missing.npy", names)
+    assert np.isnan(states_of(Story(frames=3).resolve(FPS, ()), names)).all()
     short = Story(frames=9, timeline=(Entry(states=str(tmp_path / "a.csv")),)).resolve(FPS, ())
     with pytest.raises(UserError, match="has 2 rows and is to run for 9 frames"):
         states_of(short, names)
@@ -284,9 +285,14 @@ def test_sound_tokens_do_not_depend_on_how_windows_fall(tmp_path):
     story = made.check(Story(frames=8, timeline=(Entry(audio=str(tmp_path / "a.wav")),)))
     annotations = rollout.Annotations(made, [story])
     with torch.no_grad():
-        whole = annotations.tokens(0, 8, 1)
-        parts = [annotations.tokens(*part, 1) for part in ((0, 3), (3, 1), (4, 0), (4, 4))]
+        whole = annotations.tokens(0, 8)
+        parts = [annotations.tokens(*part) for part in ((0, 3), (3, 1), (4, 0), (4, 4))]
     assert torch.equal(torch.cat(parts, 1), whole)
+    silent = made.check(Story(frames=8))
+    both = rollout.Annotations(made, [story, silent])
+    with torch.no_grad():
+        assert torch.equal(both.tokens(0, 8)[:1], whole)
+        assert (both.tokens(0, 8)[1] == -1).all()
 
 
 def test_classes_are_drawn_or_told():

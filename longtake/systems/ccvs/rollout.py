@@ -66,27 +66,31 @@ class Annotations:
     """States or sound of stories as tokens, made as they are wanted: (B, t, s), -1 where nothing is given."""
 
     def __init__(self, system: CCVS, stories: list[Story]):
-        self.system, self.track = system, None
-        kind = system.config.prior.annotation
-        if kind == "states" and any(story.at("states", story.frames or 0) for story in stories):
-            tracks = [states_of(story, system.state_names) for story in stories]
-            self.track = torch.stack([torch.from_numpy(track) for track in tracks])
+        self.system, self.kind, self.track = system, system.config.prior.annotation, None
+        self.told = torch.tensor([self.kind in story.conditions() for story in stories], device=system.device)
         samples = system.info.samples_per_frame
-        if kind == "audio" and samples and all(story.at("audio", 0) for story in stories):
-            self.track = torch.stack([torch.from_numpy(sound_of(story, samples)) for story in stories])
+        if not self.told.any():
+            return
+        if self.kind == "states":
+            tracks = [states_of(story, system.state_names) for story in stories]
+        else:
+            assert samples is not None
+            tracks = [sound_of(story, samples) for story in stories]
+        self.track = torch.stack([torch.from_numpy(track) for track in tracks])
 
-    def tokens(self, first: int, count: int, batch: int) -> Tensor:
+    def tokens(self, first: int, count: int) -> Tensor:
         """Of the frames first .. first + count - 1."""
-        nothing = torch.full((batch, count, self.system.layout.states), -1, device=self.system.device)
+        shape = len(self.told), count, self.system.layout.states
+        nothing = torch.full(shape, -1, device=self.system.device)
         if self.track is None or not count:
             return nothing
-        if self.system.config.prior.annotation == "states":
+        if self.kind == "states":
             part = self.track[:, first : first + count].to(self.system.device)
-            known = ~part.isnan()
-            return torch.where(known, self.system.states.tokens(part.nan_to_num()), nothing)
+            return torch.where(part.isnan(), nothing, self.system.states.tokens(part.nan_to_num()))
         begin = max(0, first - 1)  # the neighbours are heard too, so that no frame depends on how windows fall
         part = self.track[:, begin : first + count + 1].to(self.system.device)
-        return self.system.sound.tokens(part)[:, first - begin :][:, :count]
+        heard = self.system.sound.tokens(part)[:, first - begin :][:, :count]
+        return torch.where(self.told[:, None, None], heard, nothing)
 
 
 def autoregress(system: CCVS, stories: list[Story], rng: Rng) -> Iterator[Tensor]:
@@ -157,7 +161,7 @@ def code_frames(
     annotations = Annotations(system, stories)
     codes = system.no_codes(batch) if known is None else known[:, -window:]
     done = 0 if known is None else known.shape[1]
-    states = annotations.tokens(done - codes.shape[1], codes.shape[1], batch)
+    states = annotations.tokens(done - codes.shape[1], codes.shape[1])
     turn = end_from(frames, window) if goal is not None else frames
     stop = frames - (goal is not None)
     while done < stop:
@@ -170,7 +174,7 @@ def code_frames(
             opening = Opening(opening.ids, goal, frames - 1 - (done - keep))
         begin = done - keep
         codes, states = codes[:, codes.shape[1] - keep :], states[:, states.shape[1] - keep :]
-        states = torch.cat([states, annotations.tokens(done, count, batch)], 1)
+        states = torch.cat([states, annotations.tokens(done, count)], 1)
         made, states = sampler.window(
             opening,
             codes,
