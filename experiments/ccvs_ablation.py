@@ -108,11 +108,12 @@ def arms(args: argparse.Namespace) -> dict[str, CCVSConfig]:
 
 
 def train(arm: str, args: argparse.Namespace) -> CCVS:
-    """The arm's model, trained if it is not yet."""
+    """The arm's model, trained if it is not yet; what it takes from base is trained first."""
     config, folder = arms(args)[arm], Path(args.output) / f"{arm.replace(' ', '-')}-seed{args.seed}"
-    init = (
-        {} if config.autoencoder_stage.steps else {"autoencoder": str(Path(args.output) / f"base-seed{args.seed}")}
-    )
+    init: dict[str, str] = {}
+    if not config.autoencoder_stage.steps:
+        train("base", args)
+        init = {"autoencoder": str(Path(args.output) / f"base-seed{args.seed}")}
     settings = LoopSettings(precision=args.precision, log_every=100, validate_every=500, preview_every=1000)
     recipe = Recipe("ccvs", "small", config, args.data, str(folder), args.seed, init, settings)
     return cast(CCVS, load(Trainer(recipe).run()))
@@ -247,12 +248,12 @@ def sound(args: argparse.Namespace, scratch: Path) -> dict:
     return rows
 
 
-@torch.no_grad()
 def steering(args: argparse.Namespace, scratch: Path) -> dict:
     """The place that the estimator finds in made frames against the trajectory asked for."""
     clips, judge = held_out(args, 32, 4), train("estimator", args)
     made = predict(train("states", args), clips, 1, 32, scratch, states=True)
 
+    @torch.no_grad()
     def places(frames: np.ndarray) -> np.ndarray:
         latents = judge.seen_latents(to_float(frames).transpose(0, 1))
         return judge.states.estimate(latents).numpy() * SIZE[0]
@@ -285,7 +286,6 @@ def long(args: argparse.Namespace, scratch: Path) -> dict:
     return rows
 
 
-@torch.no_grad()
 def speed(args: argparse.Namespace, scratch: Path) -> dict:
     """One video of 16 frames; the released way runs the whole sequence again for every token."""
     system = train("base", args)
@@ -297,9 +297,10 @@ def speed(args: argparse.Namespace, scratch: Path) -> dict:
     ids = layout.prefix(torch.zeros(1, dtype=torch.long), 1).to(device)
     places = torch.cat([torch.zeros(ids.shape[1], dtype=torch.long), layout.frame_places(0, PREDICTED)]).to(device)
     begun = time.perf_counter()
-    while ids.shape[1] < len(places):
-        logits = system.prior.predict(ids, places[: ids.shape[1]])[:, -1]
-        ids = torch.cat([ids, logits.argmax(1, keepdim=True)], 1)
+    with torch.inference_mode():
+        while ids.shape[1] < len(places):
+            logits = system.prior.predict(ids, places[: ids.shape[1]])[:, -1]
+            ids = torch.cat([ids, logits.argmax(1, keepdim=True)], 1)
     naive = PREDICTED / (time.perf_counter() - begun)
     return {
         "frames a second": {"cached, decoding included": cached, "run again for every token, codes only": naive}
