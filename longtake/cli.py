@@ -229,12 +229,12 @@ def parser() -> argparse.ArgumentParser:
         "read the authors' checkpoints without running any code in them",
         "longtake convert tats vqgan.ckpt transformer.ckpt -o models/tats-sky",
     )
-    p.add_argument("family", choices=["tats", "stylegan_v"])
+    p.add_argument("family", choices=["tats", "ccvs", "stylegan_v"])
     p.add_argument(
         "files",
         nargs="+",
         metavar="FILE",
-        help="TATS: VQGAN.ckpt, TRANSFORMER.ckpt; StyleGAN-V: network-snapshot.pkl",
+        help="tats: VQGAN.ckpt, TRANSFORMER.ckpt; ccvs: folders of the release; stylegan_v: network-snapshot.pkl",
     )
     p.add_argument("-o", "--output", required=True, metavar="DIR")
     p.add_argument("--fps", type=float, default=15.0, help="frame rate of the footage (default 15)")

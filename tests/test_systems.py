@@ -16,6 +16,7 @@ from longtake.errors import UserError
 from longtake.story import Entry, Story
 from longtake.systems import folder, system_class
 from longtake.systems.base import System
+from longtake.systems.ccvs.config import SIZES as CCVS_SIZES
 from longtake.systems.recall import config as recall
 from longtake.systems.stylegan_v.config import MOCOGAN_SIZES
 from longtake.systems.stylegan_v.config import SIZES as STYLEGAN_V
@@ -67,11 +68,26 @@ RECALL = {
 RECALL = {name: replace(config, stage=replace(config.stage, **SMALL_STAGE)) for name, config in RECALL.items()}
 RECALL["r3"] = replace(RECALL["r3"], planner_stage=replace(RECALL["r3"].planner_stage, steps=6, keep_best=True))
 CONFIGS |= {name: ("tiny", config) for name, config in RECALL.items()}
+TINY_CCVS = replace(
+    CCVS_SIZES["tiny"],
+    autoencoder_stage=replace(
+        CCVS_SIZES["tiny"].autoencoder_stage, steps=6, image_batch=2, video_batch=1, gan_start=2
+    ),
+    prior_stage=replace(CCVS_SIZES["tiny"].prior_stage, steps=6, batch=2, ema=0.9, keep_best=True),
+)
+LABEL_CCVS = replace(
+    TINY_CCVS,
+    autoencoder=replace(TINY_CCVS.autoencoder, quantiser="average"),
+    autoencoder_stage=replace(TINY_CCVS.autoencoder_stage, video_every=2, end_share=0.5),
+    prior=replace(TINY_CCVS.prior, label=True, start=False, end_share=0.5, dropout=0.1),
+)
+CONFIGS["ccvs"] = ("tiny", TINY_CCVS)
 MORE = {
     "tats-label": ("tats", CLASS_TATS),
     "tats-hierarchical": ("tats", SPARSE_TATS),
     "tats-crops": ("tats", CROP_TATS),
     "stylegan_v-label": ("stylegan_v", CLASS_STYLEGAN_V),
+    "ccvs-label": ("ccvs", LABEL_CCVS),
 }
 CASES = [(name, config) for name, (_, config) in CONFIGS.items()] + list(MORE.values())
 IDS = [*CONFIGS, *MORE]

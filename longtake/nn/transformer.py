@@ -142,7 +142,11 @@ class Transformer(nn.Module):
         end = start + tokens.shape[1]
         if end > self.config.block:
             raise ValueError(f"This transformer has {self.config.block} positions; {end} tokens were given.")
-        return self.tokens(tokens) + self.positions[start:end]
+        return self.tokens(tokens) + self.position_table()[start:end]
+
+    def position_table(self) -> Tensor:
+        """Embeddings (places, C) of every place a token can stand at, which a subclass may make of parts."""
+        return self.positions
 
     def hidden(self, x: Tensor, cache: KVCache | None = None, mask: Tensor | None = None) -> Tensor:
         """All blocks and the final norm: embeddings (B, n, C) -> the head's input (B, n, C)."""

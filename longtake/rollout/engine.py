@@ -136,7 +136,7 @@ class Decoder:
         self.config = config
         self.heads, self.head_width = config.heads, config.width // config.heads
         self.tokens = transformer.tokens.weight.detach().float()
-        self.learned = transformer.positions.detach().float()
+        self.learned = transformer.position_table().detach().float()
         self.positions = self.learned.clone()
         device = self.tokens.device
         rows = None if compile else batch

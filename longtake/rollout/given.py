@@ -53,6 +53,26 @@ def first_frames(stories: list[Story], size: tuple[int, int]) -> Tensor | None:
     return torch.from_numpy(resized).permute(0, 4, 1, 2, 3).float().div_(127.5).sub_(1)
 
 
+def last_frame(stories: list[Story], size: tuple[int, int]) -> Tensor | None:
+    """The given last frames (B, 3, H, W) in [-1, 1] of stories that are told together; None if there are none.
+
+    Pictures are resized and cropped to `size` (height, width).
+
+    Raises:
+        UserError: a file that is no picture, or some stories that give one and some that do not.
+    """
+    paths = [story.last_frame for story in stories if story.last_frame is not None]
+    if not paths:
+        return None
+    if len(paths) < len(stories):
+        raise UserError("one video ends at a given frame and another does not; give all or none", code=2)
+    for path in paths:
+        if not _is_picture(Path(path)):
+            raise UserError(f"{path} is no picture; give a .png or .jpg that the video is to end at", code=2)
+    pictures = np.stack([video.resize(video.read_image(Path(path))[None], size, "crop")[0] for path in paths])
+    return torch.from_numpy(pictures).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
+
+
 def _is_picture(path: Path) -> bool:
     return PICTURES.fullmatch(path.suffix.lower()) is not None
 

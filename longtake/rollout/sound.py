@@ -27,7 +27,8 @@ def sound_of(story: Story, samples: int) -> np.ndarray:
     track = np.zeros(story.frames * samples, np.float32)
     entries = [entry for entry in story.timeline if entry.audio is not None]
     begins = [round(entry.start * story.fps) for entry in entries]
-    for entry, begin, end in zip(entries, begins, [*begins[1:], story.frames], strict=True):
+    ends = [*begins, story.frames][1:]
+    for entry, begin, end in zip(entries, begins, ends, strict=True):
         first, last = (min(frame, story.frames) * samples for frame in (begin, end))
         if first == last:
             continue

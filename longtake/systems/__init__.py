@@ -17,6 +17,7 @@ REGISTRY = {
     "r2-improved": "longtake.systems.recall.system:ImprovedR2",
     "ar2": "longtake.systems.recall.system:AR2",
     "r3": "longtake.systems.recall.system:R3",
+    "ccvs": "longtake.systems.ccvs.system:CCVS",
     "classifier": "longtake.systems.classifier.system:Classifier",
 }
 """Name -> module:class of a Trainable, imported when asked for."""

@@ -14,6 +14,7 @@ from torch import Tensor
 from longtake.errors import UserError
 from longtake.rollout.engine import Decoder, fill_between, generate_tokens
 from longtake.rollout.given import count_first_frames, first_frames
+from longtake.rollout.labels import draw_labels, labels_at
 from longtake.rollout.rng import Rng
 from longtake.rollout.sampling import SamplingSettings
 from longtake.rollout.sound import sound_of
@@ -237,20 +238,11 @@ def _condition(system: TATS, stories: list[Story], labels: Tensor, first_slice: 
     """What stands before the tokens of a window whose first new latent slice is given."""
     frame = first_slice * system.config.vqgan.compression[0]
     prompts = [found[0] if (found := story.at("prompt", frame)) else "" for story in stories]
-    return system.condition_tokens(_labels_at(stories, labels, frame), prompts).to(system.device)
-
-
-def _labels_at(stories: list[Story], labels: Tensor, frame: int) -> Tensor:
-    """Class (B,) in force at the first new frame of a window; drawn from the prior where the story has none."""
-    told = torch.cat([story.window(frame, 1)["label"][:, 0] for story in stories])
-    return torch.where(told < 0, labels, told)
+    return system.condition_tokens(labels_at(stories, labels, frame), prompts).to(system.device)
 
 
 def _prior_labels(system: TATS, rng: Rng) -> Tensor:
     """One class (B,) a video from the training library's class frequencies (paper section 3.2)."""
     if system.config.prior.condition != "label":
         return torch.zeros(len(rng.seeds), dtype=torch.long)
-    counts = torch.tensor(system.info.class_counts or [1] * len(system.info.classes), dtype=torch.float64)
-    edges = (counts / counts.sum()).cumsum(0)
-    drawn = torch.searchsorted(edges, rng.uniform("label", 0).double(), right=True)
-    return drawn.clamp_max(len(counts) - 1)
+    return draw_labels(rng, system.info.class_counts or [1] * len(system.info.classes))

@@ -1,0 +1,364 @@
+"""The ablations of CCVS at small scale: context, flow, sampling, controls (paper Tables 1, 2, 3 and 6, Figure 3).
+
+Models at 32 pixels on one Atari library with states and sound. Three are trained whole or in part:
+
+* plain: no flow module and no context (Table 1, row 4), with a transformer of its own;
+* base: context of up to 15 frames, and a transformer that predicts;
+* end, states, sound, estimator: base's autoencoder with other transformers, and a state estimator.
+
+Measured, each with held-out clips (VGG-19 and I3D are stood in for by the bundled classifier r3d-atari):
+
+1. reconstruction: PSNR and FVD of 16-frame clips from their codes, decoded with 0, 1, 8 and 15 context frames;
+2. sampling: FVD and DIV of 16-frame predictions from one frame with top-k 1, 10 and 100;
+3. controls: SSIM at the middle and last but one frame of predictions, with an end frame, with states;
+4. sound: SSIM and PSNR at frames 16, 30 and 45, sound on and off, 15 frames given;
+5. steering: distance in pixels of the estimated place in made frames from the one asked for, and from another's;
+6. long: 512 frames with and without context, FVD and motion a window;
+7. speed: frames a second against running the whole window again for every token.
+
+    longtake data sample atari -o data/atari32 --minutes 30 --size 32
+    python experiments/ccvs_ablation.py --data data/atari32 --output runs/ccvs-ablation
+    python experiments/ccvs_ablation.py --output runs/ccvs-ablation --table     # only rewrite docs/results
+
+Runs resume; what is done is not done again. --arms also takes the rows that are scripts only: codebook sizes and
+none at all (Table 5), codes a frame (Figure 3), layers and heads (Table 2).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+import torch
+
+from longtake.data import video
+from longtake.data.batch import to_float, to_uint8
+from longtake.data.clips import ClipPicker, ClipSpec
+from longtake.data.library import Library
+from longtake.metrics.diversity import diversity
+from longtake.metrics.extractors.registry import make_extractor
+from longtake.metrics.frechet import frechet_distance
+from longtake.metrics.images import psnr, ssim
+from longtake.story import Entry, Story
+from longtake.systems.ccvs.config import SIZES, CCVSConfig
+from longtake.systems.ccvs.system import CCVS
+from longtake.systems.folder import load
+from longtake.train.loop import Trainer
+from longtake.train.recipe import LoopSettings, Recipe
+
+SIZE = (32, 32)
+RESULTS = Path(__file__).parents[1] / "docs" / "results"
+PREDICTED = 16
+CONTEXTS, TOP_K = (0, 1, 8, 15), (1, 10, 100)
+WHOLE = ("plain", "base")
+"""Arms that train an autoencoder of their own; the others take base's."""
+
+
+def base_config(args: argparse.Namespace) -> CCVSConfig:
+    """Three levels: 8x8 codes a frame, as in the paper."""
+    small = SIZES["small"]
+    coder = replace(small.autoencoder, multipliers=(1, 1, 2), codes=256)
+    stage = replace(small.autoencoder_stage, steps=args.autoencoder_steps, gan_start=args.autoencoder_steps // 2)
+    return replace(
+        small,
+        size=SIZE,
+        autoencoder=coder,
+        autoencoder_stage=replace(stage, perceptual="r3d-atari"),
+        discriminator=replace(small.discriminator, multipliers=(1, 1, 2)),
+        states=replace(small.states, names=("x", "y")),
+        prior=replace(small.prior, layers=3, width=128),
+        prior_stage=replace(small.prior_stage, steps=args.prior_steps),
+    )
+
+
+def arms(args: argparse.Namespace) -> dict[str, CCVSConfig]:
+    """Every arm's configuration."""
+    base = base_config(args)
+    reused = replace(base, autoencoder_stage=replace(base.autoencoder_stage, steps=0))
+
+    def coder(**fields: Any) -> CCVSConfig:
+        return replace(base, autoencoder=replace(base.autoencoder, **fields))
+
+    def prior(**fields: Any) -> CCVSConfig:
+        return replace(reused, prior=replace(reused.prior, **fields))
+
+    estimator = prior(layers=0, annotation="states")
+    return {
+        "plain": coder(context=0),
+        "base": base,
+        "end": prior(end_share=0.5),
+        "states": prior(annotation="states"),
+        "sound": prior(annotation="audio"),
+        "estimator": replace(estimator, states=replace(base.states, estimated=True)),
+        "codes-64": coder(codes=64),
+        "codes-1024": coder(codes=1024),
+        "no codebook": coder(quantiser="none"),
+        "16 codes a frame": coder(multipliers=(1, 1, 2, 2)),
+        "256 codes a frame": coder(multipliers=(1, 1)),
+        "1 layer, 2 heads": prior(layers=1, heads=2),
+        "6 layers, 8 heads": prior(layers=6, heads=8),
+    }
+
+
+def train(arm: str, args: argparse.Namespace) -> CCVS:
+    """The arm's model, trained if it is not yet; what it takes from base is trained first."""
+    config, folder = arms(args)[arm], Path(args.output) / f"{arm.replace(' ', '-')}-seed{args.seed}"
+    init: dict[str, str] = {}
+    if not config.autoencoder_stage.steps:
+        train("base", args)
+        init = {"autoencoder": str(Path(args.output) / f"base-seed{args.seed}")}
+    settings = LoopSettings(precision=args.precision, log_every=100, validate_every=500, preview_every=1000)
+    recipe = Recipe("ccvs", "small", config, args.data, str(folder), args.seed, init, settings)
+    return cast(CCVS, load(Trainer(recipe).run()))
+
+
+class Clip(NamedTuple):
+    """A held-out clip and what annotates it."""
+
+    frames: np.ndarray
+    """uint8 (T, H, W, 3)"""
+    label: str | None
+    states: np.ndarray
+    """(T, 2)"""
+    sound: np.ndarray
+    """(T, samples)"""
+
+
+def held_out(args: argparse.Namespace, frames: int, stream: int) -> list[Clip]:
+    """The same clips for every arm."""
+    library, clips = Library(args.data), []
+    picker = ClipPicker(library, ClipSpec(frames, SIZE), "test", stream, "experiment")
+    for clip in (picker.pick(i) for i in range(args.clips)):
+        shown = video.resize(library.frames(clip.row, clip.indices), SIZE, "crop")
+        states, sound = library.states(clip.row)[clip.indices, :2], library.audio(clip.row)[clip.indices]
+        clips.append(Clip(shown, library.rows[clip.row].label, states, sound))
+    return clips
+
+
+def fvd(made: np.ndarray, real: np.ndarray) -> float:
+    """Frechet distance of r3d-atari features, clips (N, T, H, W, 3) each."""
+    extractor = make_extractor("r3d-atari", torch.device("cpu"))
+    return frechet_distance(extractor(made).features, extractor(real).features)
+
+
+def predict(
+    system: CCVS, clips: list[Clip], given: int, frames: int, scratch: Path, seed: int = 0, **told: bool
+) -> np.ndarray:
+    """Videos (N, frames, H, W, 3) that go on from the clips' first frames, told their end, states or sound."""
+    stories = []
+    for i, clip in enumerate(clips):
+        first, last = scratch / f"first{i}.mp4", scratch / f"last{i}.png"
+        video.write_video(first, [clip.frames[:given]], system.info.fps, crf=0, pixel_format="yuv444p")
+        entry, rate = Entry(label=clip.label), system.info.fps
+        if told.get("states"):
+            np.save(scratch / f"{i}.npy", clip.states[:frames])
+            entry = replace(entry, states=str(scratch / f"{i}.npy"))
+        if told.get("sound"):
+            wave = clip.sound[:frames].reshape(-1)
+            video.write_audio(scratch / f"{i}.wav", wave, round(clip.sound.shape[1] * rate))
+            entry = replace(entry, audio=str(scratch / f"{i}.wav"))
+        if told.get("end"):
+            video.write_png(last, clip.frames[frames - 1])
+        end = str(last) if told.get("end") else None
+        stories.append(
+            Story(frames=frames, seed=seed + i, first_frames=str(first), last_frame=end, timeline=(entry,))
+        )
+    batches = [torch.cat(list(system.generate(stories[i : i + 8])), 2) for i in range(0, len(stories), 8)]
+    return np.stack([to_uint8(one) for one in torch.cat(batches)])
+
+
+def reconstruction(args: argparse.Namespace, scratch: Path) -> dict:
+    """Table 1, "Reconstruction": the first frame is given, so it does not count."""
+    clips = held_out(args, PREDICTED, 0)
+    real = np.stack([clip.frames for clip in clips])
+    rows = {}
+    for arm in WHOLE:
+        system = train(arm, args)
+        for context in CONTEXTS if arm == "base" else (0,):
+            made = []
+            for clip in real:
+                made.append(to_uint8(decoded(system, to_float(clip)[None], context)[0]))
+            made = np.stack(made)
+            quality = np.mean([psnr(a[1:], b[1:]).clip(max=60).mean() for a, b in zip(real, made, strict=True)])
+            rows[f"{arm}, context {context}"] = {"psnr": float(quality), "fvd": fvd(made, real)}
+    frozen, mean = np.repeat(real[:, :1], PREDICTED, 1), np.broadcast_to(real.mean(0).astype(np.uint8), real.shape)
+    for name, made in (("first frame frozen", frozen), ("mean video", np.ascontiguousarray(mean))):
+        quality = np.mean([psnr(a[1:], b[1:]).clip(max=60).mean() for a, b in zip(real, made, strict=True)])
+        rows[name] = {"psnr": float(quality), "fvd": fvd(made, real)}
+    return rows
+
+
+@torch.no_grad()
+def decoded(system: CCVS, clip: torch.Tensor, context: int) -> torch.Tensor:
+    """A clip (1, 3, T, H, W) from its codes, with so many frames of context."""
+    from longtake.systems.ccvs.rollout import ImageSpace
+
+    space = ImageSpace(system.autoencoder, system.config.grid, context)
+    space.show(clip[:, :, :1])
+    made = [space.decode(codes) for codes in system.tokenize(clip)[:, 1:].unbind(1)]
+    return torch.cat([clip[:, :, :1], torch.stack(made, 2)], 2)
+
+
+def sampling(args: argparse.Namespace, scratch: Path) -> dict:
+    """Table 2, top-k: prediction from one frame; DIV over four samples a clip."""
+    system, clips = train("base", args), held_out(args, PREDICTED, 1)
+    real, rows = np.stack([clip.frames for clip in clips]), {}
+    for top_k in TOP_K:
+        system.settings = replace(system.settings, top_k=top_k)
+        samples = [predict(system, clips, 1, PREDICTED, scratch, 1000 * i) for i in range(4)]
+        spread = [diversity(np.stack(own) / 255) for own in zip(*samples, strict=True)]
+        rows[f"top-k {top_k}"] = {"fvd": fvd(samples[0], real), "div": float(np.mean(spread))}
+    return rows
+
+
+def controls(args: argparse.Namespace, scratch: Path) -> dict:
+    """Table 3, bottom: one frame given; the middle and the last but one frame."""
+    clips, rows = held_out(args, PREDICTED, 2), {}
+    for arm, told in (("base", {}), ("end", {"end": True}), ("states", {"states": True})):
+        made = predict(train(arm, args), clips, 1, PREDICTED, scratch, **told)
+        like = [ssim(a.frames, b) for a, b in zip(clips, made, strict=True)]
+        rows[arm] = {f"ssim_{t}": float(np.mean([s[t - 1] for s in like])) for t in (8, 15)}
+    return rows
+
+
+def sound(args: argparse.Namespace, scratch: Path) -> dict:
+    """Table 6: 15 frames given of 45."""
+    system, clips, rows = train("sound", args), held_out(args, 45, 3), {}
+    for name, told in (("on", {"sound": True}), ("off", {})):
+        made = predict(system, clips, 15, 45, scratch, **told)
+        rows[f"sound {name}"] = {
+            f"{metric.__name__}_{t}": float(
+                np.mean(
+                    [
+                        metric(a.frames[t - 1 : t], b[t - 1 : t]).clip(max=60)
+                        for a, b in zip(clips, made, strict=True)
+                    ]
+                )
+            )
+            for metric in (ssim, psnr)
+            for t in (16, 30, 45)
+        }
+    return rows
+
+
+def steering(args: argparse.Namespace, scratch: Path) -> dict:
+    """The place that the estimator finds in made frames against the trajectory asked for."""
+    clips, judge = held_out(args, 32, 4), train("estimator", args)
+    made = predict(train("states", args), clips, 1, 32, scratch, states=True)
+
+    @torch.no_grad()
+    def places(frames: np.ndarray) -> np.ndarray:
+        latents = judge.seen_latents(to_float(frames).transpose(0, 1))
+        return judge.states.estimate(latents).numpy() * SIZE[0]
+
+    found, real = (np.stack([places(v) for v in many]) for many in (made, [c.frames for c in clips]))
+    asked = np.stack([clip.states for clip in clips]) * SIZE[0]
+
+    def error(a: np.ndarray, b: np.ndarray) -> float:
+        return float(np.linalg.norm(a[:, 1:] - b[:, 1:], axis=-1).mean())
+
+    return {
+        "pixels": {
+            "asked for": error(found, asked),
+            "another's": error(found, np.roll(asked, 1, 0)),
+            "real frames (the estimator's own error)": error(real, asked),
+        }
+    }
+
+
+def long(args: argparse.Namespace, scratch: Path) -> dict:
+    """FVD to real clips and motion, a value for each 16 frames of 512."""
+    system, clips = train("base", args), held_out(args, PREDICTED, 5)
+    real, rows = np.stack([clip.frames for clip in clips]), {}
+    for context in (0, 15):
+        system.settings = replace(system.settings, context=context)
+        made = predict(system, clips, 1, 512, scratch)
+        windows = [made[:, t : t + PREDICTED] for t in range(0, 512, PREDICTED)]
+        motion = [float(np.abs(np.diff(w / 255, axis=1)).mean()) for w in windows]
+        rows[f"context {context}"] = {"fvd": [fvd(w, real) for w in windows], "motion": motion}
+    return rows
+
+
+def speed(args: argparse.Namespace, scratch: Path) -> dict:
+    """One video of 16 frames; the released way runs the whole sequence again for every token."""
+    system = train("base", args)
+    system.eval()
+    begun = time.perf_counter()
+    torch.cat(list(system.generate([Story(frames=PREDICTED)])), 2)
+    cached = PREDICTED / (time.perf_counter() - begun)
+    layout, device = system.layout, system.device
+    ids = layout.prefix(torch.zeros(1, dtype=torch.long), 1).to(device)
+    places = torch.cat([torch.zeros(ids.shape[1], dtype=torch.long), layout.frame_places(0, PREDICTED)]).to(device)
+    begun = time.perf_counter()
+    with torch.inference_mode():
+        while ids.shape[1] < len(places):
+            logits = system.prior.predict(ids, places[: ids.shape[1]])[:, -1]
+            ids = torch.cat([ids, logits.argmax(1, keepdim=True)], 1)
+    naive = PREDICTED / (time.perf_counter() - begun)
+    return {
+        "frames a second": {"cached, decoding included": cached, "run again for every token, codes only": naive}
+    }
+
+
+MEASURES: dict[str, Callable[[argparse.Namespace, Path], dict]] = {
+    f.__name__: f for f in (reconstruction, sampling, controls, sound, steering, long, speed)
+}
+
+
+def table(folder: Path) -> str:
+    """Markdown: a table a measure, mean over seeds."""
+    lines = []
+    for name in MEASURES:
+        records = [json.loads(p.read_text()) for p in sorted(folder.glob(f"{name}-seed*.json"))]
+        lines += [f"\n**{name}** ({len(records)} seeds)" if records else f"\n**{name}**: not run"]
+        for row in records[0]["rows"] if records else ():
+            cells = []
+            for key in records[0]["rows"][row]:
+                values = [np.mean(r["rows"][row][key]) for r in records]
+                spread = f" ({min(values):.4g}-{max(values):.4g})" if len(values) > 1 else ""
+                cells.append(f"{key} {np.mean(values):.4g}{spread}")
+            lines.append(f"- {row}: " + ", ".join(cells))
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", help="an Atari library of 32 pixels")
+    parser.add_argument("--output", required=True)
+    parser.add_argument("--arms", nargs="+", default=[], help="arms to train beside those that are measured")
+    parser.add_argument("--measures", nargs="+", choices=list(MEASURES), default=list(MEASURES))
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--clips", type=int, default=64, help="held-out clips of a measure")
+    parser.add_argument("--autoencoder-steps", type=int, default=4000)
+    parser.add_argument("--prior-steps", type=int, default=3000)
+    parser.add_argument("--precision", default="bf16")
+    parser.add_argument("--table", action="store_true", help="only rewrite docs/results")
+    args = parser.parse_args()
+    folder = Path(args.output)
+    if not args.table:
+        for arm in args.arms:
+            train(arm, args)
+        for name in args.measures:
+            record = folder / f"{name}-seed{args.seed}.json"
+            if not record.exists():
+                with tempfile.TemporaryDirectory() as scratch:
+                    rows = MEASURES[name](args, Path(scratch))
+                told = {"seed": args.seed, "clips": args.clips, "library": Library(args.data).hash, "rows": rows}
+                record.write_text(json.dumps(told, indent=1))
+    records = {
+        p.stem: json.loads(p.read_text()) for name in MEASURES for p in sorted(folder.glob(f"{name}-seed*.json"))
+    }
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    (RESULTS / "ccvs_ablation.json").write_text(json.dumps(records, indent=1) + "\n")
+    print(table(folder))
+
+
+if __name__ == "__main__":
+    main()

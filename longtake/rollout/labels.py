@@ -1,0 +1,25 @@
+"""The class of a story at a frame, told or drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from longtake.rollout.rng import Rng
+from longtake.story import Story
+
+
+def draw_labels(rng: Rng, counts: Sequence[int]) -> Tensor:
+    """One class (B,) a video, from the training library's class frequencies."""
+    weights = torch.tensor(counts, dtype=torch.float64)
+    edges = (weights / weights.sum()).cumsum(0)
+    drawn = torch.searchsorted(edges, rng.uniform("label", 0).double(), right=True)
+    return drawn.clamp_max(len(counts) - 1)
+
+
+def labels_at(stories: list[Story], drawn: Tensor, frame: int) -> Tensor:
+    """Class (B,) in force at a frame; `drawn` (B,) where the story tells none."""
+    told = torch.cat([story.window(frame, 1)["label"][:, 0] for story in stories])
+    return torch.where(told < 0, drawn, told)

@@ -1,0 +1,261 @@
+"""The released checkpoints of CCVS as our models.
+
+A release is a folder a network family (autoencoder, transformer, state estimator, sound autoencoder), each with
+`opt.pkl` or `opt.txt` and one state dict a network: `{label}[_ema]_{latest|best}_net_{iteration}.pth`. The averaged
+weights (`_ema`) are taken where there are any, as the released code does for inference.
+"""
+
+from __future__ import annotations
+
+import ast
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from torch import Tensor
+
+from longtake.errors import UserError
+from longtake.systems.base import ModelInfo
+from longtake.systems.ccvs.autoencoder import AutoencoderConfig
+from longtake.systems.ccvs.config import (
+    AutoencoderStageConfig,
+    CCVSConfig,
+    PriorConfig,
+    SoundConfig,
+    StatesConfig,
+)
+from longtake.systems.ccvs.names import (
+    State,
+    autoencoder_state,
+    codebook_state,
+    layers_state,
+    transformer_state,
+)
+from longtake.systems.folder import load_network
+from longtake.systems.foreign import read_foreign
+
+if TYPE_CHECKING:
+    from longtake.systems.ccvs.system import CCVS
+
+LABELS = ("qvid_e", "qvid_g", "qvid_q", "transformer_t", "state_s", "state_q", "stft_e", "stft_d", "stft_q")
+FILE = re.compile(rf"({'|'.join(LABELS)})(_ema)?(?:_(latest|best))?_net_(\d+)\.pth")
+IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+
+
+def convert(paths: list[Path], fps: float, size: tuple[int, int] | None = None) -> CCVS:
+    """A system from the authors' folders (or single files), ready to generate and to be fine-tuned.
+
+    Args:
+        paths: of the autoencoder, and of the transformer, state estimator and sound autoencoder where wanted.
+            An autoencoder alone makes a model that reconstructs.
+        fps: frame rate of the footage, which the files do not tell.
+        size: (height, width) of a frame, where the options tell it wrongly or not at all.
+
+    Raises:
+        UserError: a network is missing or damaged, or an option is that no shape tells.
+    """
+    from longtake.systems.ccvs.system import CCVS
+
+    found, options = read_official(paths)
+    names = ", ".join(map(str, paths))
+    for label in ("qvid_e", "qvid_g"):
+        if label not in found:
+            raise UserError(f"{names} holds no {label}*_net_*.pth; give the folder of the frame autoencoder too")
+    coder = autoencoder_config(found, options)
+    prior, grid, frames, classes = _prior(found, options, names)
+    factor = coder.compression
+    side = options.get("max_dim")
+    if size is None and grid is not None:
+        size = grid[0] * factor, grid[1] * factor
+    elif size is None and isinstance(side, int):
+        size = side, side
+    elif size is None:
+        raise UserError(f"{names} does not tell the frame size; give it with --size HxW", code=2)
+    unconditional = prior.start or bool(options.get("use_unc_gen"))
+    config = CCVSConfig(
+        frames=frames,
+        size=size,
+        autoencoder=coder,
+        autoencoder_stage=AutoencoderStageConfig(unconditional=unconditional, end_share=prior.end_share),
+        prior=prior,
+        states=_states(found, options, names) if prior.annotation == "states" else StatesConfig(),
+        sound=_sound(found, names) if prior.annotation == "audio" else SoundConfig(),
+    )
+    # Sound is heard at 16 kHz or the nearest rate with whole samples a frame.
+    samples = round(16_000 / fps) if prior.annotation == "audio" else None
+    info = ModelInfo(fps=fps, size=size, classes=classes, samples_per_frame=samples)
+    system = CCVS(config, info)
+    own = _networks(found)
+    for name in system.inference:
+        load_network(system, name, {f"{name}.{key}": value for key, value in own[name].items()}, names)
+    return system
+
+
+def read_official(paths: list[Path]) -> tuple[dict[str, State], dict[str, Any]]:
+    """State dicts by their labels, and the options of all folders together; runs none of the code they name.
+
+    Raises:
+        UserError: a file is damaged or hostile, or no folder holds a network of CCVS.
+    """
+    chosen: dict[str, tuple[tuple[bool, bool, int], Path]] = {}
+    options: dict[str, Any] = {}
+    for path in paths:
+        files = sorted(path.iterdir()) if path.is_dir() else [path]
+        for file in files:
+            if m := FILE.fullmatch(file.name):
+                rank = bool(m[2]), m[3] == "best", int(m[4])
+                if m[1] not in chosen or rank > chosen[m[1]][0]:
+                    chosen[m[1]] = rank, file
+        options |= _options(path if path.is_dir() else path.parent)
+    if not chosen:
+        told = ", ".join(map(str, paths))
+        raise UserError(f"{told} holds no network of CCVS (files such as qvid_e_ema_latest_net_100000.pth)", code=2)
+    found = {}
+    for label, (_, file) in chosen.items():
+        content = read_foreign(file)
+        if not isinstance(content, dict) or not all(isinstance(v, Tensor) for v in content.values()):
+            raise UserError(f"{file} holds no weights; give the files as the authors published them")
+        found[label] = content
+    return found, options
+
+
+def _options(folder: Path) -> dict[str, Any]:
+    """Training options, without the prefixes q_ and x_ that some have; later ones win over unset ones."""
+    raw: dict[str, Any] = {}
+    if (folder / "opt.txt").is_file():
+        for line in (folder / "opt.txt").read_text().splitlines():
+            if m := re.match(r"\s*(\w+):\s*(.*?)(?:\s+\[default: .*\])?\s*$", line):
+                raw[m[1]] = _value(m[2])
+    if (folder / "opt.pkl").is_file():
+        content = read_foreign(folder / "opt.pkl")
+        raw |= {k: v for k, v in content.items() if isinstance(k, str)} if isinstance(content, dict) else {}
+    plain = {re.sub(r"^[qx]_", "", key): value for key, value in raw.items()}
+    return {key: value for key, value in plain.items() if value is not None}
+
+
+def _value(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def autoencoder_config(found: Mapping[str, State], options: Mapping[str, Any]) -> AutoencoderConfig:
+    """The configuration of an official autoencoder: from shapes what they tell, context from the options."""
+    encoder, decoder = found["qvid_e"], found["qvid_g"]
+    last = max(int(m[1]) for key in encoder if (m := re.match(r"blocks\.(\d+)\.0\.weight", key)))
+    levels = [encoder["blocks.0.0.weight"].shape[0]]
+    levels += [encoder[f"blocks.{i}.conv2.1.weight"].shape[0] for i in range(1, last)]
+    width = math.gcd(*levels)
+    latent = encoder[f"blocks.{last}.0.weight"].shape[0]
+    convs = "inter_blocks.0.subpixel.convs."
+    context = options.get("skip_memory")
+    shared, flow = 0.75, (128, 64, 32)
+    if f"{convs}0.0.weight" in decoder:
+        channels = (decoder[f"{convs}0.0.weight"].shape[1] - 3) // 2
+        shared = options.get("inter_p", channels / levels[-1])
+        flow = cast(tuple[int, int, int], tuple(decoder[f"{convs}{i}.0.weight"].shape[0] for i in range(3)))
+        context = context if isinstance(context, int) and context > 1 else 15
+    else:
+        context = 0
+    return AutoencoderConfig(
+        width=width,
+        multipliers=tuple(level // width for level in levels),
+        latent=latent,
+        quantiser="gradient" if "qvid_q" in found else "none",
+        codes=found["qvid_q"]["embedding.weight"].shape[0] if "qvid_q" in found else 2,
+        official_beta=True,
+        context=context,
+        shared=float(shared),
+        flow_widths=flow,
+        **(IMAGENET if options.get("imagenet_norm") else {}),
+    )
+
+
+def _prior(
+    found: Mapping[str, State], options: Mapping[str, Any], names: str
+) -> tuple[PriorConfig, tuple[int, int] | None, int, tuple[str, ...]]:
+    """The transformer, the grid of a frame's codes, frames of its window, and class names."""
+    if "transformer_t" not in found:
+        return PriorConfig(layers=0), None, 16, ()
+    state = found["transformer_t"]
+    if "tok_emb.weight" not in state:
+        raise UserError(f"{names} holds a transformer that regresses vectors, which cannot be converted")
+    if options.get("state_front"):
+        raise UserError(f"{names} holds a transformer with all states in front, which this version cannot run")
+    width = state["tok_emb.weight"].shape[1]
+    heads = options.get("n_head")
+    if not isinstance(heads, int) or heads < 1 or width % heads:
+        raise UserError(f"{names} does not say its number of attention heads (n_head in opt.txt)")
+    if "h_emb" in state:
+        kind, grid = "spatio-temporal", (state["h_emb"].shape[1], state["w_emb"].shape[1])
+    else:
+        kind = "temporal" if "s_emb" in state else "none"
+        grid = options.get("z_shape")
+        places = state["s_emb"].shape[1] if "s_emb" in state else None
+        side = math.isqrt(places or 0)
+        grid = (int(grid[0]), int(grid[1])) if grid else (side, side)
+        if not all(grid) or (places and grid[0] * grid[1] != places):
+            raise UserError(f"{names} does not tell the grid of a frame's codes (z_shape in opt.txt)")
+    if kind == "none" and "state_pos_emb" in state:
+        raise UserError(f"{names} holds states without decomposed positions, which this version cannot run")
+    frames = state["t_emb"].shape[1] if "t_emb" in state else state["pos_emb"].shape[1] // (grid[0] * grid[1])
+    labels = state["lbl_emb.weight"].shape[0] if "lbl_emb.weight" in state else 0
+    told = options.get("categories")
+    told = told.split(",") if isinstance(told, str) else told
+    fits = isinstance(told, list | tuple) and len(told) == labels
+    classes = tuple(str(name).strip() for name in told) if fits and told else tuple(map(str, range(labels)))
+    annotation = "none"
+    if "state_tok_emb.weight" in state:
+        annotation = "audio" if "stft_q" in found or state["state_s_emb"].shape[1] == 16 else "states"
+    config = PriorConfig(
+        layers=len({m[1] for key in state if (m := re.match(r"blocks\.(\d+)\.", key))}),
+        heads=heads,
+        width=width,
+        positions=kind,  # type: ignore[arg-type]
+        label=labels > 0,
+        start="start_tok_emb" in state,
+        end_share=1.0 if options.get("p2p") else 0.0,
+        annotation=annotation,  # type: ignore[arg-type]
+    )
+    return config, grid, frames, classes
+
+
+def _states(found: Mapping[str, State], options: Mapping[str, Any], names: str) -> StatesConfig:
+    for label in ("state_s", "state_q"):
+        if label not in found:
+            raise UserError(
+                f"{names} holds a transformer on states but no {label}; give the state estimator's folder"
+            )
+    count = found["transformer_t"]["state_s_emb"].shape[1]
+    return StatesConfig(
+        codes=found["state_q"]["embedding.weight"].shape[0],
+        names=("x", "y") if count == 2 else tuple(f"state{i}" for i in range(count)),
+        estimated=True,
+        hidden=found["state_s"]["convs.0.1.weight"].shape[0],
+    )
+
+
+def _sound(found: Mapping[str, State], names: str) -> SoundConfig:
+    for label in ("stft_e", "stft_d", "stft_q"):
+        if label not in found:
+            raise UserError(
+                f"{names} holds a transformer on sound but no {label}; give the stft autoencoder's folder"
+            )
+    codes, latent = found["stft_q"]["embedding.weight"].shape
+    return SoundConfig(codes, latent, found["stft_e"]["convs.0.0.weight"].shape[0])
+
+
+def _networks(found: Mapping[str, State]) -> dict[str, State]:
+    """Our state dicts of the networks that are there."""
+    own = {"autoencoder": autoencoder_state(found["qvid_e"], found["qvid_g"], found.get("qvid_q"))}
+    if "transformer_t" in found:
+        own["prior"] = transformer_state(found["transformer_t"])
+    if "state_s" in found and "state_q" in found:
+        own["states"] = layers_state(found["state_s"]) | codebook_state(found["state_q"])
+    if {"stft_e", "stft_d", "stft_q"} <= found.keys():
+        layers = layers_state(found["stft_e"], "encoder") | layers_state(found["stft_d"], "decoder")
+        own["sound"] = layers | codebook_state(found["stft_q"])
+    return own

@@ -1,0 +1,152 @@
+"""Training with everything that annotates, from a library that has it, through the loop."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import pytest
+import torch
+from conftest import moving_square
+from goldens import Golden
+from test_autoencoder import part
+from test_convert import release
+
+from longtake.data import video
+from longtake.data.library import LibraryWriter, Row
+from longtake.story import Entry, Story
+from longtake.systems import folder
+from longtake.systems.ccvs.config import SIZES, CCVSConfig
+from longtake.systems.ccvs.convert import convert
+from longtake.systems.ccvs.system import CCVS
+from longtake.train.loop import Trainer
+from longtake.train.recipe import LoopSettings, Recipe
+
+FPS, SAMPLES, FRAMES = 10.0, 1600, 20
+LOOP = LoopSettings(log_every=1, validate_every=2, validate_batches=1, preview_every=100, checkpoint_every=2)
+
+
+def place(frame: np.ndarray) -> np.ndarray:
+    """The bright square's centre (x, y) in [0, 1]."""
+    y, x = np.nonzero(frame.sum(2) > frame.sum(2).mean() + 1)
+    return np.array([x.mean(), y.mean()], np.float32) / 15
+
+
+@pytest.fixture(scope="module")
+def annotated(tmp_path_factory) -> Path:
+    """Six videos with sound and the place of their square."""
+    path = tmp_path_factory.mktemp("annotated") / "library"
+    with LibraryWriter(path, (16, 16), FPS, samples_per_frame=SAMPLES, state_names=("x", "y")) as writer:
+        for i in range(6):
+            files = {kind: writer.media(kind, f"v{i}") for kind in ("video", "audio", "states")}
+            frames = moving_square(i, FRAMES)
+            video.write_video(files["video"], [frames], FPS, crf=10, pixel_format="yuv444p")
+            tone = np.sin(np.arange(FRAMES * SAMPLES) * 0.05 * (i + 1)).astype(np.float32) / 2
+            video.write_audio(files["audio"], tone, int(FPS * SAMPLES))
+            np.save(files["states"], np.stack([place(f) for f in frames]))
+            names = {kind: writer.relative(file) for kind, file in files.items()}
+            split = "test" if i > 3 else "train"
+            row = Row(f"v{i}", names["video"], FRAMES, FRAMES / FPS, split)
+            writer.add(replace(row, audio=names["audio"], states=names["states"]))
+    return path
+
+
+def tiny(annotation: str, estimated: bool = False) -> CCVSConfig:
+    config = SIZES["tiny"]
+    return replace(
+        config,
+        autoencoder_stage=replace(config.autoencoder_stage, steps=3, image_batch=2, video_batch=1),
+        states=replace(config.states, steps=4, estimated=estimated),
+        sound=replace(config.sound, steps=4, ema=0.9),
+        prior=replace(config.prior, annotation=annotation),
+        prior_stage=replace(config.prior_stage, steps=3, batch=2),
+    )
+
+
+def train(config: CCVSConfig, library: Path, output: Path, **fields) -> CCVS:
+    run = Trainer(Recipe("ccvs", "tiny", config, str(library), str(output), loop=LOOP, **fields)).run()
+    return cast(CCVS, folder.load(run))
+
+
+def test_states_of_the_library(annotated, tmp_path):
+    made = train(tiny("states"), annotated, tmp_path / "run")
+    assert [s.name for s in made.stages()] == ["autoencoder", "prior"]
+    assert made.inference == ("autoencoder", "states", "prior")
+    np.save(tmp_path / "a.npy", np.linspace(0, 1, 24, dtype=np.float32).reshape(12, 2))
+    story = Story(frames=12, timeline=(Entry(states=str(tmp_path / "a.npy")),))
+    assert torch.cat(list(made.generate([story])), 2).shape == (1, 3, 12, 16, 16)
+
+
+def test_estimated_states_need_them_only_for_the_estimator(annotated, library, tmp_path):
+    """An estimator learned on a library with states annotates one without (paper section 4, BAIR)."""
+    made = train(tiny("states", estimated=True), annotated, tmp_path / "one")
+    assert [s.name for s in made.stages()] == ["autoencoder", "states", "prior"]
+    config = replace(
+        tiny("states", estimated=True),
+        autoencoder_stage=replace(tiny("states").autoencoder_stage, steps=0),
+        states=replace(made.config.states, steps=0, names=("x", "y")),
+    )
+    source = str(tmp_path / "one")
+    other = train(config, library, tmp_path / "two", init={"autoencoder": source, "states": source})
+    assert torch.equal(other.states.head.weight, made.states.head.weight)
+    assert torch.cat(list(other.generate([Story(frames=8)])), 2).shape[2] == 8
+
+
+def test_sound_of_the_library(annotated, tmp_path):
+    made = train(tiny("audio"), annotated, tmp_path / "run")
+    assert [s.name for s in made.stages()] == ["autoencoder", "sound", "prior"]
+    tone = np.sin(np.arange(12 * SAMPLES) * 0.1).astype(np.float32)
+    video.write_audio(tmp_path / "a.wav", tone, int(FPS * SAMPLES))
+    story = Story(frames=12, timeline=(Entry(audio=str(tmp_path / "a.wav")),))
+    assert torch.cat(list(made.generate([story])), 2).shape == (1, 3, 12, 16, 16)
+
+
+def test_stages_learn(annotated):
+    """The estimator finds the square from latents of an autoencoder, the sound autoencoder its patches."""
+    from longtake.data.library import Library
+    from longtake.data.loader import Loader
+    from longtake.systems.base import ModelInfo
+
+    torch.manual_seed(0)
+    info = ModelInfo.of(Library(annotated), (16, 16))
+    for kind in ("states", "audio"):
+        config = tiny(kind, estimated=True)
+        made = CCVS(config, info)
+        stage = made.stages()[1]
+        (optimiser,) = stage.optimisers().values()
+        batches = Loader(Library(annotated), stage.clips).batches(0)
+        with torch.no_grad():  # codes that tell frames apart, as those of a trained autoencoder do
+            vectors = made.autoencoder.encode(next(iter(batches.values()))["frames"][:, :, 0])[0]
+            flat = vectors.movedim(1, -1).flatten(0, 2)
+            chosen = flat[torch.randperm(len(flat))[:24]]
+            made.autoencoder.codebook.embeddings.copy_(chosen)  # type: ignore[operator, union-attr]
+        losses = []
+        for _ in range(60):
+            found = stage._loss(next(iter(batches.values())))  # type: ignore[attr-defined]
+            found["loss"].backward()
+            optimiser.step()
+            optimiser.zero_grad()
+            losses.append(float(found["state_error" if kind == "states" else "sound_error"].detach()))
+        assert losses[-1] < 0.7 * losses[0]
+
+
+def test_a_converted_autoencoder_can_be_fine_tuned(tmp_path):
+    from conftest import write_library
+
+    golden = Golden("ccvs_autoencoder_k4")
+    networks = {f"qvid_{x}_ema_latest_net_1": part(golden, f"qvid_{x}") for x in "egq"}
+    source = folder.save(convert([release(tmp_path / "coder", networks, max_dim=32)], FPS), tmp_path / "model")
+    coder = cast(CCVS, folder.load(source)).config.autoencoder
+    config = replace(tiny("none"), size=(32, 32), autoencoder=coder)
+    config = replace(
+        config,
+        autoencoder_stage=replace(config.autoencoder_stage, lr=1e-6, steps=1, ema=None),
+        prior=replace(config.prior, layers=0),
+    )
+    library = write_library(tmp_path / "library", size=32)
+    made = train(config, library, tmp_path / "run", init={"autoencoder": str(source)})
+    before, after = folder.read_state(source), made.autoencoder.state_dict()
+    change = max(float((after[k.removeprefix("autoencoder.")] - v).abs().max()) for k, v in before.items())
+    assert 0 < change < 1e-4
