@@ -121,7 +121,7 @@ class Transformer(nn.Module):
         x = self.hidden(x, cache, mask)
         return self.head(x[:, -1:] if last_only else x)
 
-    def places(self, corner: tuple[int, int], crop: tuple[int, int], before: int = 0) -> Tensor:
+    def crop_positions(self, corner: tuple[int, int], crop: tuple[int, int], before: int = 0) -> Tensor:
         """What the table adds to the learned positions when the grid's crop at `corner` (row, column) is seen.
 
         An input is given the place of the token that it predicts, as in the official code of TATS.

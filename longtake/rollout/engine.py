@@ -155,7 +155,7 @@ class Decoder:
 
     @torch.inference_mode()
     def move(self, places: Tensor) -> None:
-        """Add `places` (n, C) to the first n learned positions from now on (see `Transformer.places`)."""
+        """Add `places` (n, C) to the first n learned positions from now on (see `Transformer.crop_positions`)."""
         self.positions.copy_(self.learned)
         self.positions[: len(places)] += places
 

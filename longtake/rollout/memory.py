@@ -31,5 +31,6 @@ def kept_allocations() -> None:
 def _set(options: dict[int, int]) -> None:
     if sys.platform.startswith("linux"):
         mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
-        for option, value in options.items() if mallopt is not None else ():
-            mallopt(option, value)
+        if mallopt is not None:
+            for option, value in options.items():
+                mallopt(option, value)

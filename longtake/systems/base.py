@@ -178,7 +178,7 @@ class System(Trainable):
     """Conditions that can steer it: label, prompt, audio, states, first_frames, last_frame, and cut, which begins a
     new scene. An instance may accept fewer than its class (a model trained without classes)."""
     requires: frozenset[str] = frozenset()
-    """Conditions it cannot do without (R2: source_video; R3: first_frames). An instance may differ from its class."""
+    """Conditions it cannot do without (R2: source_video; R3: first_frames). An instance may differ."""
     max_frames: ClassVar[int | None] = None
     """Longest video it can make; None means any length."""
     seam_period: int | None = None

@@ -47,7 +47,7 @@ def test_a_crop_of_the_official_table_gives_the_official_logits():
     model = Transformer(replace(plain.config, table=(t1 - t0, 5, 5)))
     table = file.state["vtokens_pos_emb"][0, t0:t1]
     model.load_state_dict(plain.state_dict() | {"table": table})
-    places = model.eval().places((h0, w0), (h1 - h0, w1 - w0))
+    places = model.eval().crop_positions((h0, w0), (h1 - h0, w1 - w0))
     file.check("logits", model(tokens, positions=places))
     decoder = Decoder(model, len(tokens))
     for _ in range(2):  # moving twice adds once

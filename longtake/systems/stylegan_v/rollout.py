@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from longtake.errors import UserError
+from longtake.rollout.labels import draw_labels
 from longtake.rollout.rng import Rng
 from longtake.story import Story
 from longtake.systems.stylegan_v.layers import Modulation
@@ -59,12 +60,10 @@ def chunk_frames(size: tuple[int, int], device: torch.device) -> int:
 
 def drawn_labels(system: StyleGANV, rng: Rng) -> Tensor:
     """One class (B,) a video, from the frequencies of the training videos; 0 where there are no classes."""
-    counts = torch.tensor(system.info.class_counts or [1] * len(system.info.classes), dtype=torch.float64)
-    if not system.classes or not counts.sum():
+    counts = system.info.class_counts
+    if not system.classes:
         return torch.zeros(len(rng.seeds), dtype=torch.long)
-    edges = (counts / counts.sum()).cumsum(0)
-    drawn = torch.searchsorted(edges, rng.uniform("label", 0).double(), right=True)
-    return drawn.clamp_max(len(counts) - 1)
+    return draw_labels(rng, counts if any(counts) else [1] * system.classes)
 
 
 class Film:

@@ -151,7 +151,7 @@ def _new_slices(
         for column in _starts(system.config.grid[2], w):
             crop = (..., slice(row, row + h), slice(column, column + w))
             if system.config.prior.crop:
-                prior.move(system.prior.places((row, column), system.crop, system.condition_length))
+                prior.move(system.prior.crop_positions((row, column), system.crop, system.condition_length))
             prefix = torch.cat([condition, context[crop].flatten(1)], 1)
             noise, known = uniforms[crop].flatten(1), tokens[crop].flatten(1)
             known = known if (known >= 0).any() else None

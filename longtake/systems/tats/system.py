@@ -231,7 +231,9 @@ class TATS(System):
         if corners is not None:
             (h, w), where = self.crop, corners.tolist()
             tokens = torch.stack([x[:, r : r + h, c : c + w] for x, (r, c) in zip(tokens, where, strict=True)])
-            places = torch.stack([self.prior.places((r, c), self.crop, self.condition_length) for r, c in where])
+            places = torch.stack(
+                [self.prior.crop_positions((r, c), self.crop, self.condition_length) for r, c in where]
+            )
         tokens = tokens.flatten(1)
         logits = self.prior(torch.cat([condition, tokens], 1)[:, :-1], positions=places)
         return logits[:, -tokens.shape[1] :], tokens
