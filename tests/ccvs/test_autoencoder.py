@@ -5,30 +5,17 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from ccvs_parts import autoencoder, part
 from goldens import Golden
 
 from longtake.systems.ccvs.autoencoder import Autoencoder, AutoencoderConfig, stacked
 from longtake.systems.ccvs.discriminators import Discriminator, batch_spread
 from longtake.systems.ccvs.flow import backwarp, correlation
 from longtake.systems.ccvs.names import (
-    autoencoder_state,
     image_discriminator_state,
     video_discriminator_state,
 )
 from longtake.systems.ccvs.quantiser import GradientCodebook
-
-
-def part(golden: Golden, label: str) -> dict[str, torch.Tensor]:
-    """The official state dict of one network of a file."""
-    return {k.removeprefix(f"{label}."): v for k, v in golden.state.items() if k.startswith(f"{label}.")}
-
-
-def autoencoder(golden: Golden) -> Autoencoder:
-    opt = golden.config["opt"]
-    config = AutoencoderConfig(opt["necf"], tuple(opt["necf_mult"]), opt["z_size"], codes=opt["z_num"])
-    made = Autoencoder(config).eval()
-    made.load_state_dict(autoencoder_state(*(part(golden, f"qvid_{x}") for x in "egq")))
-    return made
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -9,10 +9,9 @@ from typing import cast
 import numpy as np
 import pytest
 import torch
+from ccvs_parts import part, release
 from conftest import moving_square
 from goldens import Golden
-from test_autoencoder import part
-from test_convert import release
 
 from longtake.data import video
 from longtake.data.library import LibraryWriter, Row

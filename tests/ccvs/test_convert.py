@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import argparse
-import pickle
 from pathlib import Path
 from typing import cast
 
 import pytest
 import torch
+from ccvs_parts import part, release
 from conftest import GOLDEN
 from goldens import Golden
-from test_autoencoder import part
 
 from longtake.errors import UserError
 from longtake.story import Entry, Story
@@ -21,16 +19,6 @@ from longtake.systems.ccvs.system import CCVS
 from longtake.systems.ccvs.tokenizers import SoundTokenizer
 
 TRANSFORMER = GOLDEN / "ccvs_transformer_tiny"
-
-
-def release(path: Path, networks: dict[str, dict], **options) -> Path:
-    """A folder as the authors' trainers write it: file names without their end, and options."""
-    path.mkdir(exist_ok=True)
-    for name, state in networks.items():
-        torch.save(state, path / f"{name}.pth")
-    with (path / "opt.pkl").open("wb") as file:
-        pickle.dump(argparse.Namespace(**options), file)
-    return path
 
 
 @pytest.fixture

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from ccvs_parts import autoencoder, part
 from goldens import Golden
-from test_autoencoder import autoencoder, part
 
 from longtake.systems.ccvs.autoencoder import Autoencoder
 from longtake.systems.ccvs.config import CCVSSettings

@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import GOLDEN, lightning
-from goldens import Golden
-from test_prior_golden import transformer
+from goldens import Golden, transformer
 
 from longtake.data.batch import Batch
 from longtake.errors import UserError

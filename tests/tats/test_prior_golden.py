@@ -2,38 +2,12 @@
 
 import pytest
 import torch
-from goldens import Golden
+from goldens import Golden, transformer
 from torch import Tensor
 
 from longtake.nn.attention import between_mask
-from longtake.nn.transformer import Transformer, TransformerConfig
 from longtake.rollout.engine import Decoder, fill_between, generate_tokens
 from longtake.rollout.sampling import SamplingSettings
-
-
-def transformer(file: Golden) -> Transformer:
-    """Our transformer with the official weights: renamed, and query, key and value stacked."""
-    state = {name.removeprefix("transformer."): tensor for name, tensor in file.state.items()}
-    ours = {
-        "tokens.weight": state["tok_emb.weight"],
-        "positions": state["pos_emb"][0],
-        "norm.weight": state["ln_f.weight"],
-        "norm.bias": state["ln_f.bias"],
-        "head.weight": state["head.weight"],
-    }
-    names = {"norm1": "ln1", "norm2": "ln2", "attention.out": "attn.proj", "mlp.up": "mlp.0", "mlp.down": "mlp.2"}
-    layers = sum(name.startswith("blocks.") and name.endswith("ln1.weight") for name in state)
-    for block in (f"blocks.{i}" for i in range(layers)):
-        for kind in ("weight", "bias"):
-            for name, official in names.items():
-                ours[f"{block}.{name}.{kind}"] = state[f"{block}.{official}.{kind}"]
-            parts = [state[f"{block}.attn.{part}.{kind}"] for part in ("query", "key", "value")]
-            ours[f"{block}.attention.qkv.{kind}"] = torch.cat(parts)
-    vocabulary, width = ours["tokens.weight"].shape
-    heads = file.config.get("transformer", file.config)["n_head"]
-    model = Transformer(TransformerConfig(vocabulary, len(ours["positions"]), layers, heads, width))
-    model.load_state_dict(ours)
-    return model.eval().requires_grad_(False)
 
 
 def inputs(file: Golden) -> Tensor:
