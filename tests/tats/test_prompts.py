@@ -70,7 +70,7 @@ def test_training_keeps_the_tokenizer_with_the_model(trained):
     made = folder.load(trained)
     assert (trained / "tokenizer.json").read_text() == made.info.tokenizer
     assert folder.read_config(trained)["info"]["tokenizer"] == ""
-    assert made.accepts == {"prompt", "first_frames"}
+    assert made.accepts == {"prompt", "cut", "first_frames"}
     assert made.offset == made.texts.size
     assert made.prior.config.block == 8 - 1 + 2 * 16
     out = torch.cat(list(made.generate([Story(frames=20, timeline=(Entry(prompt="square 1 comes"),))])), 2)

@@ -91,7 +91,7 @@ def test_it_trains_and_generates_with_the_sound_in_the_file(trained, wave, tmp_p
     assert made.inference == ("vqgan", "sound_vqgan", "prior")
     assert [s.name for s in made.stages()] == ["vqgan", "sound_vqgan", "prior"]
     assert made.stages()[2].frozen == ("vqgan", "sound_vqgan")
-    assert made.accepts == {"audio", "first_frames"}
+    assert made.accepts == {"audio", "cut", "first_frames"}
     assert (made.condition_length, made.offset) == (4 * 8 * 2, 16)
     story = Story(frames=45, timeline=(Entry(audio=wave),))
     api.generate(made, story=story).save(tmp_path / "out.mp4")
