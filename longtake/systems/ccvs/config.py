@@ -8,6 +8,7 @@ from typing import Literal
 from longtake.systems.ccvs.augmentation import AugmentationConfig
 from longtake.systems.ccvs.autoencoder import AutoencoderConfig
 from longtake.systems.ccvs.transformer import Positions
+from longtake.systems.training import TransformerStageConfig
 
 
 @dataclass(frozen=True)
@@ -116,27 +117,12 @@ class PriorConfig:
 
 
 @dataclass(frozen=True)
-class PriorStageConfig:
+class PriorStageConfig(TransformerStageConfig):
     """How the transformer is trained."""
 
     steps: int = 200_000
-    """Updates."""
     batch: int = 16
-    """Clips an update and process."""
     lr: float = 1e-5
-    """Learning rate of AdamW (betas 0.9, 0.95)."""
-    weight_decay: float = 0.01
-    """Of the matrices; biases, norms, embeddings and places are spared."""
-    warmup: int = 0
-    """Updates over which the learning rate rises from 0."""
-    decay: bool = False
-    """Let the learning rate fall to a tenth along a cosine."""
-    clip: float | None = None
-    """Largest gradient norm."""
-    ema: float | None = None
-    """Decay of averaged weights; the paper has none."""
-    keep_best: bool = False
-    """Take the weights of the lowest validation loss instead of the last."""
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from longtake.data.batch import Batch
 from longtake.data.clips import ClipSpec, Draw, Still
-from longtake.nn.schedule import warmup_cosine
 from longtake.story import Story
 from longtake.systems.base import Engine, Losses, Stage
 from longtake.systems.ccvs.tokenizers import patches_of
@@ -124,17 +123,10 @@ class PriorStage(Stage):
         return found
 
     def optimisers(self) -> dict[str, torch.optim.Optimizer]:
-        network = self.system.prior
-        matrices = {id(m.weight): m.weight for m in network.modules() if isinstance(m, torch.nn.Linear)}
-        rest = [p for p in network.parameters() if id(p) not in matrices]
-        groups = [
-            {"params": list(matrices.values()), "weight_decay": self.config.weight_decay},
-            {"params": rest, "weight_decay": 0.0},
-        ]
-        return {"prior": torch.optim.AdamW(groups, lr=self.config.lr, betas=(0.9, 0.95))}
+        return {"prior": self.config.optimiser(self.system.prior)}
 
     def schedule(self, step: int) -> float:
-        return warmup_cosine(step, self.config.steps, self.config.warmup, self.config.decay)
+        return self.config.factor(step)
 
     def step(self, batches: dict[str, Batch], engine: Engine) -> dict[str, float]:
         share = self.system.config.prior.end_share

@@ -8,6 +8,7 @@ from typing import Literal
 from longtake.systems.recall.encoder import EncoderConfig
 from longtake.systems.recall.generator import GeneratorConfig
 from longtake.systems.recall.latents import CLIP
+from longtake.systems.training import TransformerStageConfig
 
 
 @dataclass(frozen=True)
@@ -194,29 +195,16 @@ class PlannerConfig:
 
 
 @dataclass(frozen=True)
-class PlannerStageConfig:
+class PlannerStageConfig(TransformerStageConfig):
     """How the planner is trained (section 5.4.4)."""
 
     steps: int = 5000
-    """Updates."""
     batch: int = 30
-    """Sequences an update and process."""
     lr: float = 5e-5
-    """Learning rate of AdamW (betas 0.9, 0.95)."""
     weight_decay: float = 0.1
     """Of the matrices; the thesis is silent."""
     stride: int | None = None
     """Frames between the sequences that a long video gives; None: one a video, from its start (the thesis)."""
-    warmup: int = 0
-    """Updates over which the learning rate rises from 0."""
-    decay: bool = False
-    """Let the learning rate fall to a tenth along a cosine."""
-    clip: float | None = None
-    """Largest gradient norm."""
-    ema: float | None = None
-    """Decay of averaged weights; the thesis has none."""
-    keep_best: bool = False
-    """Take the weights of the lowest validation loss instead of the last."""
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from longtake.data.batch import Batch
 from longtake.data.clips import ClipSpec, Draw, Held
-from longtake.nn.schedule import warmup_cosine
 from longtake.systems.base import Engine, Losses, Stage
 from longtake.systems.recall.losses import plan_loss
 from longtake.systems.recall.planner import LENGTH, TOKEN, Layout, lay_out
@@ -47,16 +46,10 @@ class PlannerStage(Stage):
         return {"tokens": torch.cat(tokens).float()}
 
     def optimisers(self) -> dict[str, torch.optim.Optimizer]:
-        matrices = {id(m.weight): m.weight for m in self.planner.modules() if isinstance(m, torch.nn.Linear)}
-        rest = [p for p in self.planner.parameters() if id(p) not in matrices]
-        groups = [
-            {"params": list(matrices.values()), "weight_decay": self.config.weight_decay},
-            {"params": rest, "weight_decay": 0.0},
-        ]
-        return {self.name: torch.optim.AdamW(groups, lr=self.config.lr, betas=(0.9, 0.95))}
+        return {self.name: self.config.optimiser(self.planner)}
 
     def schedule(self, step: int) -> float:
-        return warmup_cosine(step, self.config.steps, self.config.warmup, self.config.decay)
+        return self.config.factor(step)
 
     def _layout(self, batch: Batch) -> Layout:
         """The batch's sequences, without what was made of held frames."""

@@ -7,6 +7,7 @@ from typing import Literal
 
 from longtake.nn.conv import Padding
 from longtake.systems.tats.vqgan import VQGANConfig
+from longtake.systems.training import TransformerStageConfig
 
 
 @dataclass(frozen=True)
@@ -115,27 +116,12 @@ class VQGANStageConfig:
 
 
 @dataclass(frozen=True)
-class PriorStageConfig:
+class PriorStageConfig(TransformerStageConfig):
     """How the prior is trained."""
 
     steps: int = 500_000
-    """Updates."""
     batch: int = 24
-    """Clips an update and process."""
     lr: float = 1.08e-4
-    """Learning rate of AdamW (betas 0.9, 0.95)."""
-    weight_decay: float = 0.01
-    """Of the matrices; biases, norms, embeddings and positions are spared."""
-    warmup: int = 0
-    """Updates over which the learning rate rises from 0."""
-    decay: bool = False
-    """Let the learning rate fall to a tenth along a cosine."""
-    clip: float | None = None
-    """Largest gradient norm."""
-    ema: float | None = None
-    """Decay of averaged weights; the paper has none."""
-    keep_best: bool = False
-    """Take the weights of the lowest validation loss instead of the last."""
 
 
 @dataclass(frozen=True)

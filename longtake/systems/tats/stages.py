@@ -207,16 +207,10 @@ class PriorStage(Stage):
         return {"tokens": self.system.vqgan.tokenize(batch["frames"])[:, :: self.system.config.every].int()}
 
     def optimisers(self) -> dict[str, torch.optim.Optimizer]:
-        matrices = {id(m.weight): m.weight for m in self.network.modules() if isinstance(m, torch.nn.Linear)}
-        rest = [p for p in self.network.parameters() if id(p) not in matrices]
-        groups = [
-            {"params": list(matrices.values()), "weight_decay": self.config.weight_decay},
-            {"params": rest, "weight_decay": 0.0},
-        ]
-        return {self.name: torch.optim.AdamW(groups, lr=self.config.lr, betas=(0.9, 0.95))}
+        return {self.name: self.config.optimiser(self.network)}
 
     def schedule(self, step: int) -> float:
-        return warmup_cosine(step, self.config.steps, self.config.warmup, self.config.decay)
+        return self.config.factor(step)
 
     def _predict(self, condition: Tensor, tokens: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """Logits (B, n, V) and their targets (B, n) for condition tokens (B, c) and video tokens (B, t, h, w)."""
