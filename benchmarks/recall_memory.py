@@ -76,7 +76,7 @@ def train(work: Path, system: str, pixels: int, batch: int, frames: int = 100) -
     config = made(start.size, start.encoder, start.generator, start.critics, start.stage)
     config = replace(config, stage=replace(config.stage, steps=UPDATES, batch=batch))
     data = library(work / "library", frames, pixels)
-    settings = LoopSettings(validate_every=10**9, preview_every=10**9, checkpoint_every=10**9, cache_gb=0)
+    settings = LoopSettings(validate_every=10**9, preview_every=10**9, checkpoint_every=10**9, cache_gb=0.0)
     Trainer(Recipe(system, "paper", config, str(data), str(work / "run"), 0, {}, settings), "cpu").run()
 
 

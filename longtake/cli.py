@@ -132,10 +132,11 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--compile", action="store_true", help="compile the networks first (worth it for long videos)")
     p.add_argument(
         "--set",
-        action="append",
+        nargs="+",
+        action="extend",
         default=[],
         metavar="NAME=VALUE",
-        help="a setting of the system, for example top_k=100",
+        help="settings of the system, for example top_k=100 keep=1",
     )
     _device(p)
 
@@ -208,7 +209,12 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--seed", type=int, default=0, metavar="N")
     p.add_argument(
-        "--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of the system, as in generate"
+        "--set",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="NAME=VALUE",
+        help="settings of the system, as in generate",
     )
     _device(p)
 

@@ -137,7 +137,7 @@ def test_lists(capsys):
 def test_generate(model, tmp_path, capsys):
     out = tmp_path / "out.mp4"
     words = ["generate", model, "-o", out, "--frames", 21, "--label", "left", "--sheet", tmp_path / "sheet.png"]
-    assert run(*words, "--device", "cpu", "--set", "top_k=5", "--set", "temperature=0.9") == 0
+    assert run(*words, "--device", "cpu", "--set", "top_k=5", "top_p=0.8", "--set", "temperature=0.9") == 0
     told = capsys.readouterr()
     assert told.out.split() == [str(out), str(tmp_path / "sheet.png")]
     assert "21/21" in told.err
