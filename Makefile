@@ -1,4 +1,4 @@
-# make demo   install and generate a 1,024-frame video with the bundled model
+# make demo   install and generate 1,024 frames, a story of four games, with the bundled model
 # make test   install and run the tests
 PYTHON ?= python3
 VENV := .venv
@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 .PHONY: demo test test-slow lint types docs clean
 
 demo: $(VENV)/.base
-	$(BIN)/longtake generate tats-atari -o demo.mp4 --frames 1024 --sheet demo.png
+	$(BIN)/longtake generate tats-atari -o demo.mp4 --story examples/story.yaml --sheet demo.png
 	@echo "The video is $(CURDIR)/demo.mp4, its contact sheet $(CURDIR)/demo.png."
 
 test: $(VENV)/.dev
