@@ -73,7 +73,8 @@ def library(path: Path, frames: int, size: int) -> Path:
 def train(work: Path, system: str, pixels: int, batch: int, frames: int = 100) -> None:
     start = ENCGAN3_SIZES["paper"] if pixels == 64 else R2_SIZES["paper"]
     made = {"encgan3": EncGAN3Config, "r2": R2Config}[system]
-    config = made(start.size, start.encoder, start.generator, start.critics, start.stage)
+    encoder = replace(start.encoder, norm="layer")  # batch norm cannot learn from one clip
+    config = made(start.size, encoder, start.generator, start.critics, start.stage)
     config = replace(config, stage=replace(config.stage, steps=UPDATES, batch=batch))
     data = library(work / "library", frames, pixels)
     settings = LoopSettings(validate_every=10**9, preview_every=10**9, checkpoint_every=10**9, cache_gb=0.0)
