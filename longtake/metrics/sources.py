@@ -97,6 +97,14 @@ class ModelSource:
             raise UserError(
                 f"{library.path} has no {split} videos to take conditions from; prepare it with --test 0.2"
             )
+        if "first_frames" in system.requires and not given:
+            raise UserError(
+                f"{system.name} goes on from first frames: say how many to give with --given (in training "
+                "loop.evaluation.given), for example 16",
+                code=2,
+            )
+        if "source_video" in system.requires:
+            rows = self._long_enough(rows, seed)
         if given:
             folder = Path(tempfile.mkdtemp(prefix="longtake-given-"))
             weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
@@ -110,6 +118,20 @@ class ModelSource:
             system.check(replace(story, first_frames=shown.get(row)))
             for story, row in zip(stories, self.rows, strict=True)
         ]
+
+    def _long_enough(self, rows: list[int], seed: int) -> list[int]:
+        """Those of the videos that the system can re-create so much of."""
+        found, reason = [], None
+        for row in rows:
+            try:
+                self.system.check(_story(self.system, self.library, row, self.frames, seed))
+            except UserError as error:
+                reason = error
+            else:
+                found.append(row)
+        if reason is not None and not found:
+            raise reason
+        return found
 
     def _givers(self, rows: list[int], given: int, folder: Path, seed: int) -> list[int]:
         """The videos whose first frames are given: those that can be compared with what follows, if there are any.

@@ -37,6 +37,8 @@ class EvaluationSettings:
     """Frames of each."""
     batch: int = 8
     """Videos generated together."""
+    given: int = 0
+    """First frames of training videos that are given, for systems that go on from some (R3: 16)."""
     best_by: Literal["FVD16", "FVD128", "KVD16", "KVD128", "FID", "KID"] | None = "FVD16"
     """The figure whose lowest value marks the weights that are kept; None leaves that to the stage's own."""
 
@@ -98,7 +100,9 @@ class TrainingEvaluation:
     def _source(self, system: System) -> ModelSource:
         wanted = self.settings
         to_bytes = self.protocol.to_bytes
-        return ModelSource(system, self.library, wanted.videos, wanted.frames, 0, to_bytes, split="train")
+        return ModelSource(
+            system, self.library, wanted.videos, wanted.frames, 0, to_bytes, given=wanted.given, split="train"
+        )
 
     def __str__(self) -> str:
         wanted = self.settings
