@@ -193,15 +193,18 @@ def sounds_followed(system: TATS, library: Library, see: Callable, seed: int, fo
     per_frame = system.info.samples_per_frame or 0
     for i in range(count):
         row = rows[i % len(rows)]
-        start = (i // len(rows) * 131 + 16 * seed) % (library.rows[row].frames - FRAMES)
+        start = (i // len(rows) * 131 + 16 * seed) % max(1, library.rows[row].frames - FRAMES)
         path = folder / f"{row}-{start}.flac"
         wave = library.audio(row)[start : start + FRAMES].reshape(-1)
         write_audio(path, wave, round(per_frame * library.fps))
         games.append(library.rows[row].label)
         stories.append(Story(frames=FRAMES, seed=1000 * seed + i, timeline=(Entry(audio=str(path)),)))
     seen = see(make(system, stories)[:, -CLIP:])
-    other = [stories[(i + 1) % len(rows) + i // len(rows) * len(rows)].timeline for i in range(count)]
-    shuffled = [replace(s, timeline=t) for s, t in zip(stories, other, strict=True)]
+    shuffled = []
+    for i, story in enumerate(stories):  # the sound of the next video of another game
+        after = (i + np.arange(1, count)) % count
+        other = next(int(j) for j in after if games[j] != games[i])
+        shuffled.append(replace(story, timeline=stories[other].timeline))
     unlike = see(make(system, shuffled)[:, -CLIP:])
     return {"game of the sound seen": share(seen, games), "same, sound of another game": share(unlike, games)}
 

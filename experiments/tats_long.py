@@ -10,10 +10,12 @@ Base and hierarchical share their VQGAN. For each arm: FVD to real clips and CCS
 of the rollouts (features and classes of r3d-atari). `--cost` then measures the time and the peak memory of one
 video of each arm, one after the other.
 
-    python experiments/tats_long.py --data data/atari48 --output runs/tats-long --vqgan tats-atari
+    python experiments/tats_long.py --data data/atari48 --output runs/tats-long --vqgan runs/mine --vqgan-steps 4000
     python experiments/tats_long.py --output runs/tats-long --cost
 
-Runs resume; an arm that is done is not run again. The vanilla arm trains a VQGAN of its own.
+Runs resume; an arm that is done is not run again. The vanilla arm trains a VQGAN of its own: give --vqgan-steps as
+many updates as that of the other arms had. Two baselines, first frames that stay and the mean video, say whether
+the base arm is trained enough for comparisons.
 """
 
 from __future__ import annotations
@@ -24,6 +26,8 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+
+from baselines import NAMES, baseline
 
 from longtake.config import from_dict
 from longtake.data.library import Library
@@ -87,6 +91,23 @@ def measure(arm: str, run: Path, args: argparse.Namespace) -> dict:
         "prior_steps": args.prior_steps,
         "figures": {name: figure.value for name, figure in result.figures.items()},
         "curves": {name: [result.curves[name].x, result.curves[name].y] for name in CURVES},
+    }
+
+
+def measure_baseline(name: str, args: argparse.Namespace) -> dict:
+    """The same figures of a baseline."""
+    library, folder = Library(args.data), Path(args.output)
+    source = baseline(name, library, folder / f"baseline-{name}", args.videos, FRAMES)
+    extractor = make_extractor("r3d-atari")
+    result = evaluate(source, library, folder / f"evaluation-{name}", PROTOCOLS["longtake-1"], [extractor])
+    assert result is not None
+    return {
+        "arm": name,
+        "seed": args.seed,
+        "videos": args.videos,
+        "library": library.hash,
+        "figures": {key: figure.value for key, figure in result.figures.items()},
+        "curves": {key: [result.curves[key].x, result.curves[key].y] for key in CURVES},
     }
 
 
@@ -154,13 +175,17 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="only rewrite docs/results")
     args = parser.parse_args()
     folder = Path(args.output)
-    for path in sorted(folder.glob("*-seed*.json")) if args.cost else []:
+    for path in [p for arm in ARMS for p in sorted(folder.glob(f"{arm}-seed*.json"))] if args.cost else []:
         path.write_text(json.dumps(json.loads(path.read_text()) | {"cost": cost(folder / path.stem)}, indent=1))
     for arm in [] if args.table or args.cost else args.arms:
         record = folder / f"{arm}-seed{args.seed}.json"
         if not record.exists():
             run = train(arm, args)
             record.write_text(json.dumps(measure(arm, run, args), indent=1))
+    for name in [] if args.table or args.cost else NAMES:
+        record = folder / f"{name}-seed{args.seed}.json"
+        if not record.exists():
+            record.write_text(json.dumps(measure_baseline(name, args), indent=1))
     records = [json.loads(p.read_text()) for p in sorted(folder.glob("*-seed*.json"))]
     if records:
         (RESULTS / "tats_long.json").write_text(json.dumps(records, indent=1) + "\n")

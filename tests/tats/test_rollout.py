@@ -191,6 +191,21 @@ def test_a_cut_begins_a_new_scene(every, monkeypatch):
     assert video.shape[2] == 64
 
 
+def test_no_slice_between_two_scenes_is_a_mixture_of_them():
+    made = system(replace(LABELLED, every=2))
+    told = [
+        resolved(made, 64, timeline=(Entry(0.0, label="a"), Entry(2.1, label=label, cut=True))) for label in "bc"
+    ]
+    whole = [torch.cat(list(rollout.with_between(made, [s], Rng([0]), latent_slices_of(made, s))), 1) for s in told]
+    cut = 6  # of all slices, the third sparse one
+    assert torch.equal(whole[0][:, :cut], whole[1][:, :cut])
+    assert not torch.equal(whole[0][:, cut:], whole[1][:, cut:])
+
+
+def latent_slices_of(made: TATS, story: Story):
+    return rollout.latent_slices(made, [story], Rng([0]))
+
+
 def test_stories_made_together_cut_together():
     made = system(LABELLED)
     stories = [resolved(made, 40, timeline=(Entry(start, cut=True),)) for start in (1.0, 2.0)]

@@ -171,11 +171,12 @@ def with_between(
     """Tokens (B, n, h, w) of all slices, from those that are `every` apart (paper section 2.3).
 
     Both ends of a segment are taken in once, then its tokens follow one another. Segments within `known`, the
-    slices of given frames, stay as they are.
+    slices of given frames, stay as they are. Before a cut the old scene goes on, between its last slice and itself.
     """
     settings, every = system.settings, system.config.every
     interpolator = Decoder(system.interpolator, len(stories), settings.precision, settings.compile)
     labels, sampling = _prior_labels(system, rng), _sampling(settings, first=False)
+    cuts = _cuts(stories, system.config.vqgan.compression[0] * every)
     before: Tensor | None = None
     segment = 0
     for slices in sparse:
@@ -189,7 +190,8 @@ def with_between(
             else:
                 count = (every - 1) * after[0].numel()
                 condition = _condition(system, stories, labels, segment * every + 1)
-                ends = [x.flatten(1) + system.offset for x in (before, after)]
+                aim = before if segment + 1 in cuts else after
+                ends = [x.flatten(1) + system.offset for x in (before, aim)]
                 tokens = fill_between(
                     interpolator,
                     torch.cat([condition, ends[0]], 1),
