@@ -237,6 +237,40 @@ def test_mixed_sequences_obey_a_label(source):
     assert torch.isfinite(plain).all()
 
 
+HALF = [torch.bfloat16, torch.float16]
+
+
+@pytest.mark.parametrize("dtype", HALF)
+@pytest.mark.parametrize("name", ["encgan3", "lencgan", "r2", "r2-improved", "ar2", "r3"])
+def test_a_model_in_half_precision_makes_nearly_the_same_video(name, dtype, source):
+    """Sources, given frames and noise come in 32 bits."""
+    settings = {} if name in ("encgan3", "lencgan") else {"candidates": 1}
+    system = api.configure(made(name), settings)
+    frames = {"encgan3": 16, "ar2": 61, "r3": 61}.get(name, 24)
+    story = Story(frames=frames, source_video=str(source)) if name == "encgan3" else told(system, frames, source)
+    whole, half = rolled(system, story, **settings), rolled(system.to("cpu", dtype), story, **settings)
+    assert half.dtype == torch.float32
+    made_alone = slice(frames - 24 if frames > 24 else 0, None)
+    assert 0 < float((half - whole)[:, :, made_alone].abs().mean()) < 0.02
+
+
+@pytest.mark.parametrize("dtype", HALF)
+@pytest.mark.parametrize("name", ["r2-improved", "ar2", "r3"])
+def test_rejection_in_half_precision(name, dtype, source):
+    """Given frames come in 32 bits."""
+    system = made(name).to("cpu", dtype)
+    frames = 24 if name == "r2-improved" else 53
+    assert torch.isfinite(rolled(system, told(system, frames, source), candidates=2)).all()
+
+
+@pytest.mark.parametrize("dtype", HALF)
+def test_mixed_sequences_in_half_precision(dtype, source):
+    system = made("r3", planner=replace(made("r3").config.planner, format="mixed")).to("cpu", dtype)
+    for kind in ("robust", "faster"):
+        out = rolled(system, told(system, 61, source), rollout=kind, candidates=1)
+        assert torch.isfinite(out).all()
+
+
 def test_settings_that_make_no_sense():
     with pytest.raises(UserError, match="candidates is 0"):
         api.configure(made("r2"), {"candidates": 0})

@@ -184,10 +184,10 @@ class MixedPlan:
 
     def _features(self) -> Tensor:
         """Features (1, C) of the last place: of the class alone, as long as there is no length."""
-        device, D = self.sequences[0].device, self.planner.token
-        values, kinds, ids = [torch.zeros(1, 1, D, device=device)], [CLASS], [self.label]
+        device, blank = self.sequences[0].device, self.sequences[0].new_zeros(1, 1, self.planner.token)
+        values, kinds, ids = [blank], [CLASS], [self.label]
         for length, sequence in zip(self.lengths, self.sequences, strict=False):
-            values += [torch.zeros(1, 1, D, device=device), sequence]
+            values += [blank, sequence]
             kinds += [LENGTH, *[TOKEN] * sequence.shape[1]]
             ids += [length, *[0] * sequence.shape[1]]
         told = (torch.tensor([x], device=device) for x in (kinds, ids))

@@ -152,7 +152,7 @@ def chain(system: LEncGAN, stories: list[Story], rng: Rng) -> Iterator[Tensor]:
     state, stride = None, CLIP - 1
     for number in range((min(source.frames for source in sources) - CLIP) // stride + 1):
         clip = torch.stack([s.read(number * stride, number * stride + CLIP) for s in sources])
-        space, state = system.networks["encoder"](clip.to(system.device), state)
+        space, state = system.encode_after(clip.to(system.device), state)
         codes = space.mean() if system.settings.latent == "mean" else space.at(normal_codes(system, rng, number))
         yield system.decode(codes)[:, :, min(number, 1) :]
 

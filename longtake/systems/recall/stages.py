@@ -265,7 +265,7 @@ class LEncGANStage(ClipGANStage):
     """
 
     def __init__(self, system: LEncGAN):
-        self.own, self.encoder = system.config, system.networks["encoder"]
+        self.own, self.encode_after = system.config, system.encode_after
         chain = Chain(self.own.clips, overlap=1)
         super().__init__(system, Draw(ClipSpec(CLIP, self.own.size, chain), self.own.stage.batch))
         self.carried: Tensor | None = None
@@ -275,7 +275,7 @@ class LEncGANStage(ClipGANStage):
         return [batch["frames"]]
 
     def encode(self, batch: Batch, clips: Tensor) -> LatentSpace:
-        space, state = self.encoder(clips, batch.get("state"))
+        space, state = self.encode_after(clips, batch.get("state"))
         self.passed.append(state.detach())
         return space
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from longtake.errors import UserError
@@ -76,13 +77,18 @@ class ClipGAN(System):
     def inference(self) -> tuple[str, ...]:
         return tuple(name for name in self.networks if name != "image_discriminator")
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the networks' weights; what they are given is brought to it."""
+        return next(self.generator.parameters()).dtype
+
     def encode(self, clip: Tensor) -> LatentSpace:
         """Clips (B, 3, 16, H, W) in [-1, 1] -> their latent spaces."""
-        return self.networks["encoder"](clip)
+        return self.networks["encoder"](clip.to(self.dtype))
 
     def decode(self, codes: Codes) -> Tensor:
         """Codes of L places -> clips (B, 3, 4 (L + 3), H, W) in (-1, 1)."""
-        return self.generator(codes.content, codes.motion)
+        return self.generator(codes.content.to(self.dtype), codes.motion.to(self.dtype))
 
     def _check_norm(self, clips: int) -> None:
         """Batch norm after a fully connected layer needs two clips a pass."""
@@ -142,7 +148,11 @@ class LEncGAN(ClipGAN):
 
     def encode(self, clip: Tensor) -> LatentSpace:
         """As the first clip of a chain."""
-        return self.networks["encoder"](clip)[0]
+        return self.encode_after(clip, None)[0]
+
+    def encode_after(self, clip: Tensor, state: Tensor | None) -> tuple[LatentSpace, Tensor]:
+        """Clips and the states (B, 4, n) they inherit -> their latent spaces, and the states to go on with."""
+        return self.networks["encoder"](clip.to(self.dtype), None if state is None else state.to(self.dtype))
 
     def stages(self) -> list[Stage]:
         return [LEncGANStage(self)]
