@@ -7,15 +7,16 @@ from dataclasses import replace
 import pytest
 import torch
 from conftest import moving_square
-from recall_parts import made
+from recall_parts import INFO, made
 
 from longtake import api
 from longtake.data import video
 from longtake.errors import UserError
 from longtake.rollout.rng import Rng
 from longtake.rollout.source import SourceVideo
-from longtake.story import Story
+from longtake.story import Entry, Story
 from longtake.systems.recall.latents import Codes
+from longtake.systems.recall.planner import MixedPlan
 
 
 @pytest.fixture(scope="module")
@@ -231,10 +232,40 @@ def test_mixed_sequences_obey_a_label(source):
     assert system.accepts == {"label"}
     story = told(system, 80, source)
     plain = rolled(system, story, candidates=1)
-    named = [rolled(system, story.throughout(label=label)) for label in ("a", "b")]
+    named = [rolled(system, story.throughout(label=label), candidates=1) for label in ("a", "b")]
     assert not torch.equal(*named)
-    assert all(not torch.equal(plain, one) for one in named)
+    assert any(torch.equal(plain, one) for one in named)  # where none is told, one is drawn
     assert torch.isfinite(plain).all()
+
+
+def test_mixed_sequences_draw_a_class_where_none_is_told(source):
+    """From the training library's frequencies."""
+    mixed = replace(made("r3").config.planner, format="mixed")
+    for counts, label in (((5, 0), "a"), ((0, 5), "b")):
+        system = made("r3", replace(INFO, class_counts=counts), planner=mixed)
+        with torch.no_grad():
+            system.planner.class_embedding.weight.mul_(100)
+        story = told(system, 61, source)
+        drawn, named = (rolled(system, s, candidates=1) for s in (story, story.throughout(label=label)))
+        assert torch.equal(drawn, named)
+    system = made("r3", replace(INFO, classes=(), class_counts=()), planner=mixed)
+    assert torch.isfinite(rolled(system, told(system, 61, source), candidates=1)).all()
+
+
+@pytest.mark.parametrize("rollout", ["robust", "faster"])
+def test_mixed_sequences_follow_a_timeline(rollout, source, monkeypatch):
+    """Each clip is planned under the class in force at its first frame: 37, 45, 53 ... after 45 given frames."""
+    system, labels = made("r3", planner=replace(made("r3").config.planner, format="mixed")), []
+    planned = MixedPlan.next
+
+    def watching(self):
+        labels.append(self.label)
+        return planned(self)
+
+    monkeypatch.setattr(MixedPlan, "next", watching)
+    timeline = (Entry(0.0, label="a"), Entry(53 / 15, label="b"), Entry(55 / 15, label="a"))
+    rolled(system, told(system, 69, source, timeline=timeline), rollout=rollout, candidates=1)
+    assert labels[:4] == [0, 0, 1, 0]
 
 
 HALF = [torch.bfloat16, torch.float16]

@@ -154,7 +154,8 @@ class MixedPlan:
     """
 
     def __init__(self, planner: Planner, tokens: Tensor, label: int, seed: int | str):
-        """`tokens` (1, n, D): the sequence so far; `label`: its class, -1 for none; `seed` of the lengths."""
+        """`tokens` (1, n, D): the sequence so far; `label`: its class, -1 for none, which may be set anew
+        before each token; `seed` of the lengths."""
         self.planner, self.label, self.rng, self.drawn = planner, label, Rng([seed]), 0
         self.sequences = [tokens[:, -planner.config.tokens :]]
         self.lengths: list[int] = []
