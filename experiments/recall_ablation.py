@@ -182,7 +182,9 @@ TABLES = {
     ],
 }
 """The last arm of each table is its reference. Tab. 4.2 has loss v1, as in the thesis, where it came before v4."""
-GIVEN_NOTE = "R3's first 8 frames are given: the thesis's FVD of 16 frames counts them, this one leaves them out."
+GIVEN_NOTE = (
+    "R3 in the thesis: FVD of 16 frames counts the 8 real ones that a video begins with; here they are left out."
+)
 CORE = ("4.2", "5.8", "5.8 for improved R2", "5.11", "repetition")
 
 

@@ -15,6 +15,7 @@ from longtake.errors import UserError
 from longtake.rollout.rng import Rng
 from longtake.rollout.source import SourceVideo
 from longtake.story import Entry, Story
+from longtake.systems import folder
 from longtake.systems.recall.latents import Codes
 from longtake.systems.recall.planner import MixedPlan
 
@@ -300,6 +301,21 @@ def test_mixed_sequences_in_half_precision(dtype, source):
     for kind in ("robust", "faster"):
         out = rolled(system, told(system, 61, source), rollout=kind, candidates=1)
         assert torch.isfinite(out).all()
+
+
+@pytest.mark.parametrize("name", ["encgan3", "lencgan", "r2", "r2-improved", "ar2", "r3"])
+def test_a_model_folder_holds_what_its_rollout_asks(name, source, tmp_path):
+    """The video discriminator where candidates are judged, nowhere else."""
+    system = made(name)
+    rejects = name not in ("encgan3", "lencgan")
+    assert ("video_discriminator" in system.inference) == rejects
+    assert "image_discriminator" not in system.inference
+    loaded = api.load(folder.save(system, tmp_path / "model"))
+    story = Story(frames=16, source_video=str(source)) if name == "encgan3" else told(system, 24, source)
+    if name in ("ar2", "r3"):
+        story = told(system, 53, source)
+    settings = {"candidates": 2} if rejects else {}
+    torch.testing.assert_close(rolled(loaded, story, **settings), rolled(system, story, **settings))
 
 
 def test_settings_that_make_no_sense():

@@ -307,3 +307,21 @@ def test_bad_configurations_say_what_is_wrong():
     batch_norm = EncoderConfig(4, 16, 8, 8, "batch")
     with pytest.raises(UserError, match="batch norm cannot learn from one clip"):
         made("encgan3", encoder=batch_norm, stage=StageConfig(batch=1)).stages()
+
+
+@pytest.mark.parametrize(("name", "frames"), [("encgan3", 16), ("ar2", 24)])
+def test_batch_norm_and_parts_of_one_clip(name, frames):
+    """Accumulation can leave one clip a pass; R2 and LEncGAN have several rows for their norms even then."""
+    norm = EncoderConfig(4, 16, 8, 8, "batch")
+    system = made(name, encoder=norm)
+    for network in system.networks.values():
+        network.train()
+    (stage,) = system.stages()
+    recorded(stage, batch(frames, 2))
+    with pytest.raises(UserError, match=r"cannot learn from one clip; raise stage.batch, lower loop.accumulate"):
+        recorded(stage, batch(frames, 1))
+    for other, n in (("r2", 24), ("lencgan", 16)):
+        system = made(other, encoder=norm)
+        for network in system.networks.values():
+            network.train()
+        recorded(system.stages()[0], batch(n, 1, first=torch.ones(1, dtype=torch.bool)))

@@ -43,6 +43,8 @@ class ClipGAN(System):
     """What the family shares: an encoder of clips, a generator, and the discriminators of frames and of clips."""
 
     settings_class: ClassVar[type] = R2Settings
+    rejects: ClassVar[bool] = True
+    """Whether rollouts ask the video discriminator."""
     config: Any
     settings: Any
 
@@ -75,7 +77,8 @@ class ClipGAN(System):
 
     @property
     def inference(self) -> tuple[str, ...]:
-        return tuple(name for name in self.networks if name != "image_discriminator")
+        training = ("image_discriminator", *(() if self.rejects else ("video_discriminator",)))
+        return tuple(name for name in self.networks if name not in training)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -84,6 +87,8 @@ class ClipGAN(System):
 
     def encode(self, clip: Tensor) -> LatentSpace:
         """Clips (B, 3, 16, H, W) in [-1, 1] -> their latent spaces."""
+        if self.networks["encoder"].training:
+            self._check_norm(len(clip))
         return self.networks["encoder"](clip.to(self.dtype))
 
     def decode(self, codes: Codes) -> Tensor:
@@ -94,7 +99,8 @@ class ClipGAN(System):
         """Batch norm after a fully connected layer needs two clips a pass."""
         if self.config.encoder.norm == "batch" and clips == 1:
             raise UserError(
-                f"{self.name}: batch norm cannot learn from one clip; raise stage.batch, or use encoder.norm=layer",
+                f"{self.name}: batch norm cannot learn from one clip; raise stage.batch, lower loop.accumulate, or use "
+                "encoder.norm=layer",
                 code=2,
             )
 
@@ -105,6 +111,7 @@ class EncGAN3(ClipGAN):
     name: ClassVar[str] = "encgan3"
     config_class: ClassVar[type] = EncGAN3Config
     settings_class: ClassVar[type] = EncGAN3Settings
+    rejects = False
     sizes: ClassVar[dict] = sizes.ENCGAN3_SIZES
     accepts = frozenset({"source_video"})
     max_frames = 92
@@ -139,6 +146,7 @@ class LEncGAN(ClipGAN):
     name: ClassVar[str] = "lencgan"
     config_class: ClassVar[type] = LEncGANConfig
     settings_class: ClassVar[type] = EncGAN3Settings
+    rejects = False
     sizes: ClassVar[dict] = sizes.LENCGAN_SIZES
     requires = frozenset({"source_video"})
     seam_period = CLIP - 1
