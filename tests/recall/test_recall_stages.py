@@ -7,9 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 import torch.nn.functional as F
 from recall_parts import batch, made, recorded
 
+from longtake.data.batch import Batch
 from longtake.data.clips import UniformBins
 from longtake.errors import UserError
 from longtake.systems.recall.config import LOSSES, EncoderConfig, R2Config, R3Config, StageConfig
@@ -248,6 +251,45 @@ def test_lencgan_goes_on_with_the_states_of_its_own_chain():
     restored = made("lencgan").stages()[0]
     restored.load_state_dict(stage.state_dict())
     assert torch.equal(restored.carried, stage.carried)
+
+
+def _chains(rank: int, processes: int, file: str, results: dict) -> None:
+    """Two updates of four chains; between them a stage that takes up what the first process would write."""
+    torch.set_num_threads(1)
+    if processes > 1:
+        dist.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=processes)
+    system = made("lencgan", stage=StageConfig(batch=4 // processes))
+    begins = torch.tensor([[True, True, True, True], [False, False, True, False]])
+    kept: list[Any] = [None]
+    for first in begins:
+        (stage,) = system.stages()
+        if kept[0] is not None:
+            stage.load_state_dict(kept[0])
+        clips = batch(16, 4, first=first)
+        recorded(stage, Batch(**{k: v.chunk(processes)[rank] for k, v in clips.items()}))
+        kept = [stage.state_dict()]
+        if processes > 1:
+            dist.broadcast_object_list(kept)
+    results[rank] = kept[0]["carried"]
+    if processes > 1:
+        dist.destroy_process_group()
+
+
+def test_chains_of_several_processes_go_on_from_one_checkpoint(tmp_path):
+    alone: dict = {}
+    _chains(0, 1, "", alone)
+    with mp.get_context("spawn").Manager() as manager:
+        together = manager.dict()
+        mp.start_processes(_chains, (2, str(tmp_path / "store"), together), nprocs=2, start_method="spawn")
+        for rank in range(2):
+            near(together[rank], alone[0])
+
+
+def test_states_of_other_chains_are_not_taken_up():
+    _, stage = chained(first=False)
+    fewer = made("lencgan", stage=StageConfig(batch=1)).stages()[0]
+    fewer.load_state_dict(stage.state_dict())
+    assert fewer.carried is None
 
 
 @pytest.mark.parametrize("at", ["middle", "end"])

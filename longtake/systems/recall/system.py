@@ -99,8 +99,8 @@ class ClipGAN(System):
         """Batch norm after a fully connected layer needs two clips a pass."""
         if self.config.encoder.norm == "batch" and clips == 1:
             raise UserError(
-                f"{self.name}: batch norm cannot learn from one clip; raise stage.batch, lower loop.accumulate, or use "
-                "encoder.norm=layer",
+                f"{self.name}: batch norm cannot learn from one clip; raise stage.batch, lower loop.accumulate, "
+                "or use encoder.norm=layer",
                 code=2,
             )
 
