@@ -318,6 +318,30 @@ def test_a_model_folder_holds_what_its_rollout_asks(name, source, tmp_path):
     torch.testing.assert_close(rolled(loaded, story, **settings), rolled(system, story, **settings))
 
 
+@pytest.mark.parametrize("name", ["encgan3", "lencgan", "r2", "ar2", "r3"])
+def test_what_is_compiled_is_what_a_rollout_calls(name, source, monkeypatch):
+    """Every compiled network is called as a module, each time; the planner of R3, whose sequences grow, is none."""
+    called, system = set(), made(name)
+    networks = {id(network): key for key, network in system.networks.items()}
+    monkeypatch.setattr(
+        torch.nn.Module,
+        "compile",
+        lambda self: self.register_forward_pre_hook(lambda *_: called.add(networks[id(self)])),
+    )
+    system.compile()
+    given = {"source_video": str(source)} if name == "encgan3" else {}
+    story = (
+        Story(frames=16, **given)
+        if name == "encgan3"
+        else told(system, 53 if name in ("ar2", "r3") else 24, source)
+    )
+    rolled(system, story, **({} if name in ("encgan3", "lencgan") else {"candidates": 2}))
+    expected = {"encoder", "generator"}
+    assert called == (expected if name in ("encgan3", "lencgan") else expected | {"video_discriminator"})
+    hooked = {key for key, network in system.networks.items() if network._forward_pre_hooks}
+    assert hooked == called
+
+
 def test_settings_that_make_no_sense():
     with pytest.raises(UserError, match="candidates is 0"):
         api.configure(made("r2"), {"candidates": 0})

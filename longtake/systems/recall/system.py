@@ -278,6 +278,11 @@ class R3(R2):
     def stages(self) -> list[Stage]:
         return [*super().stages(), PlannerStage(self)]
 
+    def compile(self) -> None:
+        """All but the planner, whose sequence is another token long at each step: it would be compiled anew."""
+        for name in ("encoder", "generator", "video_discriminator"):
+            self.networks[name].compile()
+
     def space_of(self, token: Tensor) -> LatentSpace:
         """The latent spaces that tokens (B, D) stand for."""
         codes = self.config.generator
