@@ -263,7 +263,7 @@ class LEncGANStage(ClipGANStage):
 
     Algorithm 4 encodes the clip before once more for its states; here they are kept from the update before, so that
     they reach back to the chain's first clip. They are detached either way. Each process holds those of all, since
-    one writes the checkpoint from which all go on.
+    one writes the checkpoint from which all go on. Validation encodes every clip as the first of a chain.
     """
 
     def __init__(self, system: LEncGAN):
