@@ -2,8 +2,8 @@
 
 * EncGAN3 at its published widths: 64 pixels against 128, batch 1 against 3 and 10
 * R2 with the same networks: batch 1; source videos of 100, 400 and 1,000 frames
-* the generator and its gradients alone for 16 and for 20 frames
-* rollouts of R2 and AR2 (`small`, untrained) of 256 and 1,024 frames
+* the generator and its gradients alone for 16 and for 20 frames; the encoder and the video discriminator take 16
+* rollouts of R2, AR2 and R3 (`small`, untrained) of 256 and 1,024 frames
 
     python benchmarks/recall_memory.py --output docs/results/recall_memory.json
 
@@ -51,6 +51,8 @@ ROWS = {
     "R2 rollout, 1024 frames": {"roll": "r2", "frames": 1024},
     "AR2 rollout, 256 frames": {"roll": "ar2", "frames": 256},
     "AR2 rollout, 1024 frames": {"roll": "ar2", "frames": 1024},
+    "R3 rollout, 256 frames": {"roll": "r3", "frames": 256},
+    "R3 rollout, 1024 frames": {"roll": "r3", "frames": 1024},
 }
 
 
@@ -95,8 +97,8 @@ def roll(work: Path, system: str, frames: int) -> None:
     cls = system_class(system)
     model = folder.save(cls(cls.sizes["small"], ModelInfo(15.0, (48, 48))), work / "model")
     source = work / "source.mp4"
-    video.write_video(source, [noise(frames, 48)], 15.0)
-    given = {"source_video": source} if system == "r2" else {}
+    video.write_video(source, [noise(frames if system == "r2" else 16, 48)], 15.0)
+    given = {"r2": {"source_video": source}, "ar2": {}, "r3": {"first_frames": source}}[system]
     api.generate(api.configure(api.load(model), {"candidates": 1}), frames, **given).save(work / "out.mp4")
 
 

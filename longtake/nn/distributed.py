@@ -12,6 +12,11 @@ def active() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
+def processes() -> int:
+    """How many train together."""
+    return dist.get_world_size() if active() else 1
+
+
 def all_reduce_sum(x: Tensor) -> Tensor:
     """The sum of `x` over all processes (in place; equal shapes everywhere)."""
     if active():
@@ -23,9 +28,14 @@ def gather_rows(x: Tensor) -> Tensor:
     """`x` (N, ...) of all processes behind each other in rank order: (N * processes, ...); equal shapes."""
     if not active():
         return x
-    parts = [torch.empty_like(x) for _ in range(dist.get_world_size())]
+    parts = [torch.empty_like(x) for _ in range(processes())]
     dist.all_gather(parts, x.contiguous())
     return torch.cat(parts)
+
+
+def own_rows(x: Tensor) -> Tensor:
+    """This process's part (N, ...) of what `gather_rows` made; equal shapes."""
+    return x.chunk(processes())[dist.get_rank()] if active() else x
 
 
 def broadcast(x: Tensor) -> Tensor:

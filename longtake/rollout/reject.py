@@ -28,6 +28,6 @@ def best_clips(
         return candidates[:, 0], torch.zeros(B, dtype=torch.long, device=candidates.device)
     clips = candidates.flatten(0, 1)
     if before is not None:
-        clips = torch.cat([before.repeat_interleave(n, 0), clips[:, :, : T - before.shape[2]]], 2)
+        clips = torch.cat([before.to(clips).repeat_interleave(n, 0), clips[:, :, : T - before.shape[2]]], 2)
     choice = score(clips).view(B, n, -1).mean(2).argmax(1)
     return candidates[torch.arange(B, device=choice.device), choice], choice

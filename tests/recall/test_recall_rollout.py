@@ -7,15 +7,17 @@ from dataclasses import replace
 import pytest
 import torch
 from conftest import moving_square
-from recall_parts import made
+from recall_parts import INFO, made
 
 from longtake import api
 from longtake.data import video
 from longtake.errors import UserError
 from longtake.rollout.rng import Rng
 from longtake.rollout.source import SourceVideo
-from longtake.story import Story
+from longtake.story import Entry, Story
+from longtake.systems import folder
 from longtake.systems.recall.latents import Codes
+from longtake.systems.recall.planner import MixedPlan
 
 
 @pytest.fixture(scope="module")
@@ -231,10 +233,105 @@ def test_mixed_sequences_obey_a_label(source):
     assert system.accepts == {"label"}
     story = told(system, 80, source)
     plain = rolled(system, story, candidates=1)
-    named = [rolled(system, story.throughout(label=label)) for label in ("a", "b")]
+    named = [rolled(system, story.throughout(label=label), candidates=1) for label in ("a", "b")]
     assert not torch.equal(*named)
-    assert all(not torch.equal(plain, one) for one in named)
+    assert any(torch.equal(plain, one) for one in named)  # where none is told, one is drawn
     assert torch.isfinite(plain).all()
+
+
+def test_mixed_sequences_draw_a_class_where_none_is_told(source):
+    """From the training library's frequencies."""
+    mixed = replace(made("r3").config.planner, format="mixed")
+    for counts, label in (((5, 0), "a"), ((0, 5), "b")):
+        system = made("r3", replace(INFO, class_counts=counts), planner=mixed)
+        with torch.no_grad():
+            system.planner.class_embedding.weight.mul_(100)
+        story = told(system, 61, source)
+        drawn, named = (rolled(system, s, candidates=1) for s in (story, story.throughout(label=label)))
+        assert torch.equal(drawn, named)
+    system = made("r3", replace(INFO, classes=(), class_counts=()), planner=mixed)
+    assert torch.isfinite(rolled(system, told(system, 61, source), candidates=1)).all()
+
+
+@pytest.mark.parametrize("rollout", ["robust", "faster"])
+def test_mixed_sequences_follow_a_timeline(rollout, source, monkeypatch):
+    """Each clip is planned under the class in force at its first frame: 37, 45, 53 ... after 45 given frames."""
+    system, labels = made("r3", planner=replace(made("r3").config.planner, format="mixed")), []
+    planned = MixedPlan.next
+
+    def watching(self):
+        labels.append(self.label)
+        return planned(self)
+
+    monkeypatch.setattr(MixedPlan, "next", watching)
+    timeline = (Entry(0.0, label="a"), Entry(53 / 15, label="b"), Entry(55 / 15, label="a"))
+    rolled(system, told(system, 69, source, timeline=timeline), rollout=rollout, candidates=1)
+    assert labels[:4] == [0, 0, 1, 0]
+
+
+FAMILY = ("encgan3", "lencgan", "r2", "r2-improved", "ar2", "r3")
+HALF = [torch.bfloat16, torch.float16]
+
+
+def some_video(system, source, candidates: int) -> torch.Tensor:
+    """A clip, or a few, and those of AR2 and R3 behind 37 given frames. Who cannot choose has no candidates."""
+    if system.name == "encgan3":
+        return rolled(system, Story(frames=16, source_video=str(source)))
+    story = told(system, 61 if system.name in ("ar2", "r3") else 24, source)
+    return rolled(system, story, **({"candidates": candidates} if system.rejects else {}))
+
+
+@pytest.mark.parametrize("dtype", HALF)
+@pytest.mark.parametrize("name", FAMILY)
+def test_a_model_in_half_precision_makes_nearly_the_same_video(name, dtype, source):
+    """Sources, given frames and noise come in 32 bits."""
+    system = made(name)
+    whole, half = some_video(system, source, 1), some_video(system.to("cpu", dtype), source, 1)
+    assert half.dtype == torch.float32
+    assert 0 < float((half - whole)[:, :, -16:].abs().mean()) < 0.02
+
+
+@pytest.mark.parametrize("dtype", HALF)
+@pytest.mark.parametrize("name", ["r2-improved", "ar2", "r3"])
+def test_rejection_in_half_precision(name, dtype, source):
+    """Given frames come in 32 bits."""
+    system = made(name).to("cpu", dtype)
+    frames = 24 if name == "r2-improved" else 53
+    assert torch.isfinite(rolled(system, told(system, frames, source), candidates=2)).all()
+
+
+@pytest.mark.parametrize("dtype", HALF)
+def test_mixed_sequences_in_half_precision(dtype, source):
+    system = made("r3", planner=replace(made("r3").config.planner, format="mixed")).to("cpu", dtype)
+    for kind in ("robust", "faster"):
+        out = rolled(system, told(system, 61, source), rollout=kind, candidates=1)
+        assert torch.isfinite(out).all()
+
+
+@pytest.mark.parametrize("name", FAMILY)
+def test_a_model_folder_holds_what_its_rollout_asks(name, source, tmp_path):
+    """The video discriminator where candidates are judged, nowhere else."""
+    system = made(name)
+    asked = {"encoder", "generator"} | ({"video_discriminator"} if system.rejects else set())
+    assert set(system.inference) == asked | ({"planner"} if name == "r3" else set())
+    loaded = api.load(folder.save(system, tmp_path / "model"))
+    torch.testing.assert_close(some_video(loaded, source, 2), some_video(system, source, 2))
+
+
+@pytest.mark.parametrize("name", FAMILY)
+def test_what_is_compiled_is_what_a_rollout_calls(name, source, monkeypatch):
+    """Networks are compiled as modules and called as such; R3's planner, whose sequences grow, is left as it is."""
+    system = made(name)
+    names, compiled, called = {id(net): key for key, net in system.networks.items()}, set(), set()
+
+    def watch(network):
+        compiled.add(names[id(network)])
+        network.register_forward_pre_hook(lambda net, _: called.add(names[id(net)]))
+
+    monkeypatch.setattr(torch.nn.Module, "compile", watch)
+    system.compile()
+    some_video(system, source, 2)
+    assert compiled == called == set(system.inference) - {"planner"}
 
 
 def test_settings_that_make_no_sense():

@@ -7,9 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 import torch.nn.functional as F
 from recall_parts import batch, made, recorded
 
+from longtake.data.batch import Batch
 from longtake.data.clips import UniformBins
 from longtake.errors import UserError
 from longtake.systems.recall.config import LOSSES, EncoderConfig, R2Config, R3Config, StageConfig
@@ -74,9 +77,11 @@ def test_each_part_learns_by_itself():
     system = made("encgan3")
     (stage,) = system.stages()
     engine = recorded(stage, batch(16))
-    loss = engine.losses["generator"]["loss"]
-    used = [p for p in system.networks["encoder"].parameters() if p.requires_grad]
-    assert all(g is None for g in torch.autograd.grad(loss, used, allow_unused=True))
+    made_again = stage.make(batch(16), engine, "generator")  # while everything could learn
+    assert all(p.requires_grad for net in system.networks.values() for p in net.parameters())
+    assert made_again.rebuilt[0].requires_grad
+    assert not made_again.space.content_mean.requires_grad
+    assert not made_again.space.motion_logvar.requires_grad
     loss = engine.losses["encoder"]["loss"]
     grads = torch.autograd.grad(loss, list(system.networks["encoder"].parameters()), allow_unused=True)
     assert all(g is not None for g in grads)
@@ -248,6 +253,45 @@ def test_lencgan_goes_on_with_the_states_of_its_own_chain():
     assert torch.equal(restored.carried, stage.carried)
 
 
+def _chains(rank: int, processes: int, file: str, results: dict) -> None:
+    """Two updates of four chains; between them a stage that takes up what the first process would write."""
+    torch.set_num_threads(1)
+    if processes > 1:
+        dist.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=processes)
+    system = made("lencgan", stage=StageConfig(batch=4 // processes))
+    begins = torch.tensor([[True, True, True, True], [False, False, True, False]])
+    kept: list[Any] = [None]
+    for first in begins:
+        (stage,) = system.stages()
+        if kept[0] is not None:
+            stage.load_state_dict(kept[0])
+        clips = batch(16, 4, first=first)
+        recorded(stage, Batch(**{k: v.chunk(processes)[rank] for k, v in clips.items()}))
+        kept = [stage.state_dict()]
+        if processes > 1:
+            dist.broadcast_object_list(kept)
+    results[rank] = kept[0]["carried"]
+    if processes > 1:
+        dist.destroy_process_group()
+
+
+def test_chains_of_several_processes_go_on_from_one_checkpoint(tmp_path):
+    alone: dict = {}
+    _chains(0, 1, "", alone)
+    with mp.get_context("spawn").Manager() as manager:
+        together = manager.dict()
+        mp.start_processes(_chains, (2, str(tmp_path / "store"), together), nprocs=2, start_method="spawn")
+        for rank in range(2):
+            near(together[rank], alone[0])
+
+
+def test_states_of_other_chains_are_not_taken_up():
+    _, stage = chained(first=False)
+    fewer = made("lencgan", stage=StageConfig(batch=1)).stages()[0]
+    fewer.load_state_dict(stage.state_dict())
+    assert fewer.carried is None
+
+
 @pytest.mark.parametrize("at", ["middle", "end"])
 @pytest.mark.parametrize("inherit", ["none", "cell", "output"])
 def test_what_a_clip_inherits(inherit, at):
@@ -261,14 +305,24 @@ def test_what_a_clip_inherits(inherit, at):
 
 
 def test_a_chain_longer_than_a_clip_is_one_sequence():
-    """Clips that inherit at their end see the second clip as a continuation."""
+    """The LSTMs of clips that inherit at their end see a chain as a single sequence would: the difference maps of
+    the whole video, and its frames, the shared one twice."""
     system = made("lencgan")
     encoder = system.networks["encoder"]
     video = batch(31)["frames"]
     _, state = encoder(video[:, :, :16])
     space, _ = encoder(video[:, :, 15:], state)
-    alone, _ = encoder(video[:, :, 15:])
-    assert not torch.allclose(space.content_mean, alone.content_mean)
+    frames = torch.cat([video[:, :, :16], video[:, :, 15:]], 2)
+    cells = []
+    for inputs, features, lstm in (
+        (frames, encoder.content, encoder.content_lstm),
+        (difference_maps(video), encoder.motion, encoder.motion_lstm),
+    ):
+        embedded = features(inputs.transpose(1, 2).flatten(0, 1)).unflatten(0, (2, -1))
+        cells.append(lstm(embedded)[1][1][0])
+    whole = encoder.heads(*cells)
+    for name, value in vars(space).items():
+        near(value, getattr(whole, name))
 
 
 @pytest.mark.parametrize(("reference", "frame"), [("first", 0), ("middle", 7), ("none", None)])
@@ -295,3 +349,21 @@ def test_bad_configurations_say_what_is_wrong():
     batch_norm = EncoderConfig(4, 16, 8, 8, "batch")
     with pytest.raises(UserError, match="batch norm cannot learn from one clip"):
         made("encgan3", encoder=batch_norm, stage=StageConfig(batch=1)).stages()
+
+
+@pytest.mark.parametrize(("name", "frames"), [("encgan3", 16), ("ar2", 24)])
+def test_batch_norm_and_parts_of_one_clip(name, frames):
+    """Accumulation can leave one clip a pass; R2 and LEncGAN have several rows for their norms even then."""
+    norm = EncoderConfig(4, 16, 8, 8, "batch")
+    system = made(name, encoder=norm)
+    for network in system.networks.values():
+        network.train()
+    (stage,) = system.stages()
+    recorded(stage, batch(frames, 2))
+    with pytest.raises(UserError, match=r"cannot learn from one clip; raise stage.batch, lower loop.accumulate"):
+        recorded(stage, batch(frames, 1))
+    for other, n in (("r2", 24), ("lencgan", 16)):
+        system = made(other, encoder=norm)
+        for network in system.networks.values():
+            network.train()
+        recorded(system.stages()[0], batch(n, 1, first=torch.ones(1, dtype=torch.bool)))

@@ -154,7 +154,8 @@ class MixedPlan:
     """
 
     def __init__(self, planner: Planner, tokens: Tensor, label: int, seed: int | str):
-        """`tokens` (1, n, D): the sequence so far; `label`: its class, -1 for none; `seed` of the lengths."""
+        """`tokens` (1, n, D): the sequence so far; `label`: its class, -1 for none, which may be set anew
+        before each token; `seed` of the lengths."""
         self.planner, self.label, self.rng, self.drawn = planner, label, Rng([seed]), 0
         self.sequences = [tokens[:, -planner.config.tokens :]]
         self.lengths: list[int] = []
@@ -184,10 +185,10 @@ class MixedPlan:
 
     def _features(self) -> Tensor:
         """Features (1, C) of the last place: of the class alone, as long as there is no length."""
-        device, D = self.sequences[0].device, self.planner.token
-        values, kinds, ids = [torch.zeros(1, 1, D, device=device)], [CLASS], [self.label]
+        device, blank = self.sequences[0].device, self.sequences[0].new_zeros(1, 1, self.planner.token)
+        values, kinds, ids = [blank], [CLASS], [self.label]
         for length, sequence in zip(self.lengths, self.sequences, strict=False):
-            values += [torch.zeros(1, 1, D, device=device), sequence]
+            values += [blank, sequence]
             kinds += [LENGTH, *[TOKEN] * sequence.shape[1]]
             ids += [length, *[0] * sequence.shape[1]]
         told = (torch.tensor([x], device=device) for x in (kinds, ids))

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from longtake.errors import UserError
 from longtake.rollout.given import count_first_frames, first_frames
+from longtake.rollout.labels import draw_labels, labels_at
 from longtake.rollout.reject import best_clips
 from longtake.rollout.rng import Rng
 from longtake.rollout.source import SourceVideo, check_length
@@ -152,7 +153,7 @@ def chain(system: LEncGAN, stories: list[Story], rng: Rng) -> Iterator[Tensor]:
     state, stride = None, CLIP - 1
     for number in range((min(source.frames for source in sources) - CLIP) // stride + 1):
         clip = torch.stack([s.read(number * stride, number * stride + CLIP) for s in sources])
-        space, state = system.networks["encoder"](clip.to(system.device), state)
+        space, state = system.encode_after(clip.to(system.device), state)
         codes = space.mean() if system.settings.latent == "mean" else space.at(normal_codes(system, rng, number))
         yield system.decode(codes)[:, :, min(number, 1) :]
 
@@ -199,7 +200,8 @@ def planned(system: R3, stories: list[Story], rng: Rng) -> Iterator[Tensor]:
     given = given.to(system.device)
     tokens = encode_sequence(system, given[:, :, (given.shape[2] - CLIP) % stride :])
     maker = ClipMaker(system, rng, given[:, :, -CLIP:-stride])
-    plan = _begin(system, stories, tokens)
+    mixed = system.config.planner.format == "mixed"
+    plan = _Plans(system, stories, tokens, rng) if mixed else Plan(system.planner, tokens)
     yield given[:, :, :-stride]
     yield from (_robust if system.settings.rollout == "robust" else _faster)(system, plan, maker)
 
@@ -211,25 +213,28 @@ def encode_sequence(system: R3, frames: Tensor) -> Tensor:
 
 
 class _Plans:
-    """Plans of single videos, as one."""
+    """Plans of single videos, as one, each clip under the class that is in force where it begins."""
 
-    def __init__(self, plans: list[MixedPlan]):
-        self.plans = plans
+    def __init__(self, system: R3, stories: list[Story], tokens: Tensor, rng: Rng):
+        self.stories, self.stride = stories, system.stride
+        self.frame = count_given(system, stories)
+        counts = system.info.class_counts or [1] * len(system.info.classes)
+        self.drawn = draw_labels(rng, counts) if counts else torch.full((len(stories),), -1)
+        told = zip(tokens.split(1), self._labels(), rng.seeds, strict=True)
+        self.plans = [MixedPlan(system.planner, own, label, seed) for own, label, seed in told]
+
+    def _labels(self) -> list[int]:
+        return labels_at(self.stories, self.drawn, self.frame).tolist()
 
     def next(self) -> Tensor:
+        for plan, label in zip(self.plans, self._labels(), strict=True):
+            plan.label = label
+        self.frame += self.stride
         return torch.cat([plan.next() for plan in self.plans])
 
     def append(self, token: Tensor) -> None:
         for plan, one in zip(self.plans, token.split(1), strict=True):
             plan.append(one)
-
-
-def _begin(system: R3, stories: list[Story], tokens: Tensor) -> Plan | _Plans:
-    if system.config.planner.format != "mixed":
-        return Plan(system.planner, tokens)
-    labels = [int(story.window(0, 1)["label"]) for story in stories]
-    told = zip(tokens.split(1), labels, stories, strict=True)
-    return _Plans([MixedPlan(system.planner, own, label, story.seed) for own, label, story in told])
 
 
 def _robust(system: R3, plan: Plan | _Plans, maker: ClipMaker) -> Iterator[Tensor]:

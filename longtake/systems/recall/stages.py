@@ -14,6 +14,7 @@ from torch import Tensor
 
 from longtake.data.batch import Batch
 from longtake.data.clips import Chain, ClipSpec, Draw, Step, UniformBins, Window
+from longtake.nn.distributed import gather_rows, own_rows, processes
 from longtake.nn.schedule import warmup_cosine
 from longtake.rollout.rng import Rng
 from longtake.systems.base import Engine, Losses, Stage
@@ -261,11 +262,12 @@ class LEncGANStage(ClipGANStage):
     """Clips of a chain one after another, each starting from the LSTM states of the one before (section 4.2).
 
     Algorithm 4 encodes the clip before once more for its states; here they are kept from the update before, so that
-    they reach back to the chain's first clip. They are detached either way.
+    they reach back to the chain's first clip. They are detached either way. Each process holds those of all, since
+    one writes the checkpoint from which all go on. Validation encodes every clip as the first of a chain.
     """
 
     def __init__(self, system: LEncGAN):
-        self.own, self.encoder = system.config, system.networks["encoder"]
+        self.own, self.encode_after = system.config, system.encode_after
         chain = Chain(self.own.clips, overlap=1)
         super().__init__(system, Draw(ClipSpec(CLIP, self.own.size, chain), self.own.stage.batch))
         self.carried: Tensor | None = None
@@ -275,19 +277,19 @@ class LEncGANStage(ClipGANStage):
         return [batch["frames"]]
 
     def encode(self, batch: Batch, clips: Tensor) -> LatentSpace:
-        space, state = self.encoder(clips, batch.get("state"))
+        space, state = self.encode_after(clips, batch.get("state"))
         self.passed.append(state.detach())
         return space
 
     def step(self, batches: dict[str, Batch], engine: Engine) -> dict[str, float]:
         batch = batches["clips"]
         if self.carried is not None:
-            kept = self.carried * (~batch["first"])[:, None, None]
+            kept = own_rows(self.carried) * (~batch["first"])[:, None, None]
             batch = Batch(**batch, state=kept)
         self.passed = []
         logs = super().step({"clips": batch}, engine)
         last = self.passed[-(len(self.passed) // 3) :]  # of the generator's pass, a part of the batch each
-        self.carried, self.passed = torch.cat(last).cpu(), []
+        self.carried, self.passed = gather_rows(torch.cat(last)).cpu(), []
         return logs
 
     def reconstruction(self, batch: Batch, made: Made, part: Part) -> Losses:
@@ -302,7 +304,10 @@ class LEncGANStage(ClipGANStage):
         return {"carried": self.carried}
 
     def load_state_dict(self, state: dict) -> None:
-        self.carried = state["carried"]
+        """Of as many chains as there are now; other chains begin with zeros, even if they are under way."""
+        carried = state["carried"]
+        whole = carried is not None and len(carried) == self.config.batch * processes()
+        self.carried = carried if whole else None
 
 
 class R2Stage(ClipGANStage):

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from longtake.errors import UserError
@@ -42,6 +43,8 @@ class ClipGAN(System):
     """What the family shares: an encoder of clips, a generator, and the discriminators of frames and of clips."""
 
     settings_class: ClassVar[type] = R2Settings
+    rejects: ClassVar[bool] = True
+    """Whether rollouts ask the video discriminator."""
     config: Any
     settings: Any
 
@@ -74,21 +77,30 @@ class ClipGAN(System):
 
     @property
     def inference(self) -> tuple[str, ...]:
-        return tuple(name for name in self.networks if name != "image_discriminator")
+        training = ("image_discriminator", *(() if self.rejects else ("video_discriminator",)))
+        return tuple(name for name in self.networks if name not in training)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the networks' weights; what they are given is brought to it."""
+        return next(self.generator.parameters()).dtype
 
     def encode(self, clip: Tensor) -> LatentSpace:
         """Clips (B, 3, 16, H, W) in [-1, 1] -> their latent spaces."""
-        return self.networks["encoder"](clip)
+        if self.networks["encoder"].training:
+            self._check_norm(len(clip))
+        return self.networks["encoder"](clip.to(self.dtype))
 
     def decode(self, codes: Codes) -> Tensor:
         """Codes of L places -> clips (B, 3, 4 (L + 3), H, W) in (-1, 1)."""
-        return self.generator(codes.content, codes.motion)
+        return self.generator(codes.content.to(self.dtype), codes.motion.to(self.dtype))
 
     def _check_norm(self, clips: int) -> None:
         """Batch norm after a fully connected layer needs two clips a pass."""
         if self.config.encoder.norm == "batch" and clips == 1:
             raise UserError(
-                f"{self.name}: batch norm cannot learn from one clip; raise stage.batch, or use encoder.norm=layer",
+                f"{self.name}: batch norm cannot learn from one clip; raise stage.batch, lower loop.accumulate, "
+                "or use encoder.norm=layer",
                 code=2,
             )
 
@@ -99,6 +111,7 @@ class EncGAN3(ClipGAN):
     name: ClassVar[str] = "encgan3"
     config_class: ClassVar[type] = EncGAN3Config
     settings_class: ClassVar[type] = EncGAN3Settings
+    rejects = False
     sizes: ClassVar[dict] = sizes.ENCGAN3_SIZES
     accepts = frozenset({"source_video"})
     max_frames = 92
@@ -133,6 +146,7 @@ class LEncGAN(ClipGAN):
     name: ClassVar[str] = "lencgan"
     config_class: ClassVar[type] = LEncGANConfig
     settings_class: ClassVar[type] = EncGAN3Settings
+    rejects = False
     sizes: ClassVar[dict] = sizes.LENCGAN_SIZES
     requires = frozenset({"source_video"})
     seam_period = CLIP - 1
@@ -142,7 +156,11 @@ class LEncGAN(ClipGAN):
 
     def encode(self, clip: Tensor) -> LatentSpace:
         """As the first clip of a chain."""
-        return self.networks["encoder"](clip)[0]
+        return self.encode_after(clip, None)[0]
+
+    def encode_after(self, clip: Tensor, state: Tensor | None) -> tuple[LatentSpace, Tensor]:
+        """Clips and the states (B, 4, n) they inherit -> their latent spaces, and the states to go on with."""
+        return self.networks["encoder"](clip.to(self.dtype), None if state is None else state.to(self.dtype))
 
     def stages(self) -> list[Stage]:
         return [LEncGANStage(self)]
@@ -259,6 +277,11 @@ class R3(R2):
 
     def stages(self) -> list[Stage]:
         return [*super().stages(), PlannerStage(self)]
+
+    def compile(self) -> None:
+        """All but the planner, whose sequence is another token long at each step: it would be compiled anew."""
+        for name in ("encoder", "generator", "video_discriminator"):
+            self.networks[name].compile()
 
     def space_of(self, token: Tensor) -> LatentSpace:
         """The latent spaces that tokens (B, D) stand for."""
