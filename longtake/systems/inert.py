@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 
@@ -38,8 +39,15 @@ class Inert:
 class Record(dict):
     """An `argparse.Namespace` as a mapping of its names."""
 
+    pay: Callable[[Any], None] = staticmethod(lambda state: None)
+    """Told of every state that is copied."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        pass
+
     def __setstate__(self, state: Any) -> None:
         if isinstance(state, dict):
+            self.pay(state)
             self.update({k: v for k, v in dict.items(state) if isinstance(k, str)})
 
 
@@ -51,9 +59,6 @@ class Kept(Record):
         if args:
             dict.__setitem__(made, "()", args)
         return made
-
-    def __init__(self, *args: Any, **kwargs: Any):
-        pass
 
     def append(self, item: Any) -> None:
         pass
