@@ -12,6 +12,11 @@ def active() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
+def processes() -> int:
+    """How many processes train together."""
+    return dist.get_world_size() if active() else 1
+
+
 def all_reduce_sum(x: Tensor) -> Tensor:
     """The sum of `x` over all processes (in place; equal shapes everywhere)."""
     if active():

@@ -26,7 +26,7 @@ class GANStageConfig:
     betas: tuple[float, float] = (0.0, 0.99)
     """Their decay rates, before the correction."""
     gamma: float | None = None
-    """Weight of R1; None: 0.0002 * pixels of a frame / videos an update."""
+    """Weight of R1; None: 0.0002 * pixels of a frame / videos an update of all processes."""
     gamma_every: int = 16
     """Updates between two of R1, which then counts so many times."""
     path_weight: float = 0.0

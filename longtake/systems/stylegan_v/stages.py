@@ -9,6 +9,7 @@ from torch import Tensor
 
 from longtake.data.batch import Batch
 from longtake.data.clips import ClipSpec, Draw
+from longtake.nn.distributed import all_reduce_sum, processes
 from longtake.story import Story
 from longtake.systems.base import Engine, Losses, Stage
 from longtake.systems.stylegan_v.augment import Adaptation, augment
@@ -66,8 +67,13 @@ class GANStage(Stage):
         conditions = ("label",) if system.config.condition == "label" else ()
         spec = ClipSpec(self.config.frames, self.config.size, self.config.mode, conditions)
         self.clips = {"clips": Draw(spec, self.settings.batch)}
-        gamma = self.settings.gamma
-        self.gamma = default_gamma(self.config.size, self.settings.batch) if gamma is None else gamma
+
+    @property
+    def gamma(self) -> float:
+        """Weight of R1."""
+        if self.settings.gamma is not None:
+            return self.settings.gamma
+        return default_gamma(self.config.size, self.settings.batch * processes())
 
     def optimisers(self) -> dict[str, torch.optim.Optimizer]:
         """Adam, its rates corrected for the updates that regularisation adds (StyleGAN2 appendix B)."""
@@ -138,7 +144,10 @@ class GANStage(Stage):
     def _path_length(self, batch: Batch) -> Losses:
         frames, _, _, ws = self._imagine(batch)
         lengths = path_lengths(frames, ws, torch.randn_like(frames))
-        mean = self.path_mean + PATH_DECAY * (float(lengths.detach().mean()) - self.path_mean)
+        mean = (
+            float(all_reduce_sum(lengths.detach().mean())) / processes()
+        )  # the same in all, as one of them is kept
+        mean = self.path_mean + PATH_DECAY * (mean - self.path_mean)
         self.path_mean = mean
         penalty = (lengths - mean).square().mean()
         weight = self.settings.path_weight * self.settings.path_every
