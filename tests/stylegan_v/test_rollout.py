@@ -67,6 +67,15 @@ def test_any_time_can_come_first():
     close(late[:, 13], at(system, 90_013.25)[:, 0])
 
 
+@pytest.mark.parametrize("name", CONFIGS)
+def test_times_can_come_in_any_order(name):
+    system = make(CONFIGS[name])
+    ascending = [3.0, 40.5, 130.0, 131.0, 290.0, 301.0]  # of blocks 0, 0, 1, 1, 2, 2
+    order = [4, 0, 2, 1, 5, 3]
+    close(at(system, *(ascending[i] for i in order)), at(system, *ascending)[:, order])
+    close(at(system, 130.0, 3.0, 130.0)[:, 0], at(system, 130.0)[:, 0])
+
+
 def test_motion_is_continuous_at_tokens_and_blocks():
     system = make()
     for boundary in (SPACING, BLOCK * SPACING):
