@@ -36,9 +36,11 @@ def draw_times(config: StyleGANVConfig, batch: int, device: torch.device) -> Ten
     frames, choices = config.frames, torch.tensor(config.distances, device=device)
     span = choices[torch.randint(len(choices), (batch,), device=device)]
     latest = config.horizon - 1 - span
-    offset = torch.rand(batch, device=device, dtype=finest(device)) * latest
+    share = torch.rand(batch, device=device, dtype=finest(device))
     if config.sampling == "consecutive":
-        return offset.round()[:, None] + torch.arange(frames, device=device)
+        first = (share * (latest + 1)).floor().minimum(latest)  # all equally likely
+        return first[:, None] + torch.arange(frames, device=device)
+    offset = share * latest
     if frames == 1:
         return offset[:, None]
     # A random order of 1 ... span - 1: those from the span on come last.
