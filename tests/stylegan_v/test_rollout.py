@@ -106,6 +106,31 @@ def test_only_the_last_blocks_are_kept():
             assert len(film.blocks) <= 2
 
 
+def held(film: Film) -> int:
+    """Bytes of all tensors that a film refers to."""
+    sizes, todo = {}, [{k: v for k, v in vars(film).items() if k not in ("system", "generator", "settings")}]
+    while todo:
+        item = todo.pop()
+        if isinstance(item, torch.Tensor):
+            sizes[item.untyped_storage().data_ptr()] = item.untyped_storage().nbytes()
+        elif isinstance(item, dict | list | tuple):
+            todo += item.values() if isinstance(item, dict) else item
+    return sum(sizes.values())
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_an_hour_holds_no_more_than_a_second(name):
+    film = Film(make(CONFIGS[name]), 0)
+    sizes = []
+    with torch.inference_mode():
+        for second in range(0, 3601, 60 if name == "acyclic" else 600):
+            for begin in (second * 25.0, second * 25.0 + BLOCK * SPACING):  # and into the next block
+                film.frames(begin + torch.arange(2.0, dtype=torch.float64), [0, 0])
+            sizes.append(held(film))
+    assert sizes[0] > 40_000
+    assert max(sizes) == sizes[0]
+
+
 def test_videos_made_together_are_those_made_alone():
     system = make()
     stories = [Story(frames=20, seed=s) for s in (1, 2)]
