@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import pickletools
 import struct
 import warnings
 import zipfile
@@ -23,15 +24,29 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from longtake.errors import UserError
-from longtake.systems.inert import Inert, Kept, Record
-from longtake.systems.opcodes import MAX_PICKLE, RefusedError, inspect
+from longtake.systems.inert import (
+    Function,
+    Inert,
+    Kept,
+    NumpyType,
+    Record,
+    RefusedError,
+    encode,
+    numpy_scalar,
+    reconstruct,
+    size_of,
+    text,
+)
 
+MAX_PICKLE = 256 << 20
+MAX_MEMO = 1 << 22
+MAX_NESTING = 500
+"""Deepest nesting of tuples: Python hashes them by recursion on the C stack, which it does not guard."""
 MAX_STUBS = 10_000
 MAX_DIMENSIONS = 64
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
@@ -126,84 +141,25 @@ def _nested_storage(data: Any) -> Any:
     return replace(storage, key=f"nested {id(data)}", raw=raw, cost=len(data))
 
 
-def _encode(text: Any, encoding: Any = "latin1") -> bytes:
-    """Bytes in pickles of protocol 2 come as text."""
-    if encoding != "latin1" or not isinstance(text, str):
-        raise RefusedError("it holds text in an unexpected encoding")
-    return text.encode("latin1")
-
-
-class _NumpyType:
-    """A numpy dtype, as pickled: a code such as "f8", then its byte order; `dtype` is None if not numeric."""
-
-    def __init__(self, code: Any, *rest: Any):
-        numeric = code in {"b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8"}
-        self.dtype = np.dtype(code) if numeric else None
-
-    def __setstate__(self, state: Any) -> None:
-        if self.dtype is not None and isinstance(state, tuple) and state[1:2] == (">",):
-            self.dtype = self.dtype.newbyteorder(">")
-
-
-def _numpy_scalar(kind: Any, raw: Any) -> Any:
-    dtype = kind.dtype if isinstance(kind, _NumpyType) else None
-    if dtype is None or not isinstance(raw, bytes) or len(raw) != dtype.itemsize:
-        return Inert()
-    return np.frombuffer(raw, dtype)[0].item()
-
-
-def _reconstruct(cls: Any, *rest: Any) -> Any:
-    """`copyreg._reconstructor`, by which old protocols make an empty object."""
-    return cls() if isinstance(cls, type) and issubclass(cls, Inert | Record) else Inert()
-
-
-def _text(*parts: Any) -> str:
-    return "/".join(p for p in parts if isinstance(p, str))
-
-
-def _size(numbers: Any = ()) -> tuple[int, ...]:
-    """`torch.Size`; of numbers alone, or it would nest tuples by way of lists (see `opcodes.inspect`)."""
-    if not isinstance(numbers, tuple | list) or not all(type(n) is int for n in numbers):
-        raise RefusedError("a tensor in it has an impossible shape")
-    return tuple(numbers)
-
-
-class _Function:
-    """One allowed callable, sealed: a pickle can call it but not set anything on it. `pay` is told what it made."""
-
-    __slots__ = ("_pay", "_run")
-
-    def __init__(self, run: Callable[..., Any], pay: Callable[[Any], None]):
-        self._run, self._pay = run, pay
-
-    def __call__(self, *args: Any) -> Any:
-        made = self._run(*args)
-        self._pay(made)
-        return made
-
-    def __setstate__(self, state: Any) -> None:
-        raise RefusedError("its pickle tries to change a function")
-
-
 _ALLOWED: dict[tuple[str, str], Callable[..., Any]] = {
     ("collections", "OrderedDict"): OrderedDict,
-    ("copyreg", "_reconstructor"): _reconstruct,
-    ("copy_reg", "_reconstructor"): _reconstruct,
-    ("_codecs", "encode"): _encode,
+    ("copyreg", "_reconstructor"): reconstruct,
+    ("copy_reg", "_reconstructor"): reconstruct,
+    ("_codecs", "encode"): encode,
     ("builtins", "set"): set,
     ("__builtin__", "set"): set,
-    ("pathlib", "PosixPath"): _text,
-    ("pathlib", "WindowsPath"): _text,
-    ("torch", "Size"): _size,
-    ("torch", "device"): _text,
+    ("pathlib", "PosixPath"): text,
+    ("pathlib", "WindowsPath"): text,
+    ("torch", "Size"): size_of,
+    ("torch", "device"): text,
     ("torch._utils", "_rebuild_tensor"): _rebuild_tensor,
     ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
     ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
     ("torch._utils", "_rebuild_parameter_with_state"): _rebuild_parameter,
     ("torch.storage", "_load_from_bytes"): _nested_storage,
-    ("numpy", "dtype"): _NumpyType,
-    ("numpy.core.multiarray", "scalar"): _numpy_scalar,
-    ("numpy._core.multiarray", "scalar"): _numpy_scalar,
+    ("numpy", "dtype"): NumpyType,
+    ("numpy.core.multiarray", "scalar"): numpy_scalar,
+    ("numpy._core.multiarray", "scalar"): numpy_scalar,
 }
 
 
@@ -232,7 +188,7 @@ class _Unpickler(pickle.Unpickler):
     def _make(self, module: str, name: str) -> Any:
         """What stands for something that is named for the first time."""
         if (module, name) in _ALLOWED:
-            return _Function(_ALLOWED[module, name], self.pay)
+            return Function(_ALLOWED[module, name], self.pay)
         if len(self.named) >= MAX_STUBS:
             raise RefusedError(f"it names more than {MAX_STUBS:,} classes")
         base = Record if (module, name) == ("argparse", "Namespace") else self.base
@@ -269,11 +225,74 @@ def _unpickle(file: BinaryIO, keep: bool = False, nested: bool = False) -> tuple
     start = file.tell()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # unknown escapes in the strings of damaged files
-        inspect(file, start, keep)
+        _inspect(file, start, keep)
         length = file.tell() - start
         file.seek(start)
         unpickler = _Unpickler(file.read(length), keep, nested)
         return unpickler.load(), unpickler.storages
+
+
+_TUPLES = {"TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "FROZENSET"}
+_PASSING = {"REDUCE", "BUILD", "OBJ", "INST", "NEWOBJ", "NEWOBJ_EX", "DUP", "MEMOIZE"}
+"""What can have one of the values that it takes as its result."""
+
+
+def _inspect(file: BinaryIO, start: int, large: bool) -> None:
+    """Walks through the instructions of a pickle without following them; refuses those that could do harm."""
+    depths = _Depths()
+    for opcode, argument, position in pickletools.genops(file):
+        if opcode.name.startswith("EXT"):
+            raise RefusedError("its pickle uses registered extensions")
+        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and not 0 <= int(argument or 0) < MAX_MEMO:
+            raise RefusedError("its pickle asks for too much memory")
+        if not large and position is not None and position - start > MAX_PICKLE:
+            raise RefusedError(f"its pickle is larger than {MAX_PICKLE >> 20} MiB")
+        depths.follow(opcode, argument)
+
+
+class _Depths:
+    """The stack of a pickle's machine, of every value only how deeply tuples are nested in it.
+
+    What can change (lists, dicts, objects) counts as 0, because it cannot be hashed; so tuples nest through
+    instructions alone.
+    """
+
+    def __init__(self):
+        self.stack: list[int] = []
+        self.marks: list[int] = []
+        self.memo: dict[int, int] = {}
+
+    def follow(self, opcode: pickletools.OpcodeInfo, argument: Any) -> None:
+        """One instruction."""
+        name, stack = opcode.name, self.stack
+        if name == "MARK":
+            self.marks.append(len(stack))
+        elif name == "POP" and self.marks and self.marks[-1] == len(stack):
+            self.marks.pop()
+        elif name in ("PUT", "BINPUT", "LONG_BINPUT"):
+            self.memo[int(argument)] = stack[-1]
+        elif name in ("GET", "BINGET", "LONG_BINGET"):
+            stack.append(self.memo[int(argument)])
+        else:
+            depth = max(self._take(opcode), default=0)
+            depth = depth + 1 if name in _TUPLES else depth if name in _PASSING else 0
+            if depth > MAX_NESTING:
+                raise RefusedError(f"its pickle nests tuples more than {MAX_NESTING} deep")
+            if name == "MEMOIZE":
+                self.memo[len(self.memo)] = depth
+            stack += [depth] * len(opcode.stack_after)
+
+    def _take(self, opcode: pickletools.OpcodeInfo) -> list[int]:
+        """The values that an instruction takes off the stack."""
+        kinds = opcode.stack_before
+        bottom = len(self.stack) - len(kinds)
+        if pickletools.markobject in kinds:
+            bottom = self.marks.pop() - kinds.index(pickletools.markobject)
+        if bottom < 0:
+            raise pickle.UnpicklingError("its pickle takes more than there is")
+        taken = self.stack[bottom:]
+        del self.stack[bottom:]
+        return taken
 
 
 def _resolve(tree: Any, read: Callable[[_Storage], bytearray]) -> Any:
