@@ -13,7 +13,7 @@ def active() -> bool:
 
 
 def processes() -> int:
-    """How many train together."""
+    """How many processes train together."""
     return dist.get_world_size() if active() else 1
 
 

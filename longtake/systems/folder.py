@@ -149,21 +149,31 @@ def load_trainable(
     return model.eval().to(torch.device(device), dtype)
 
 
-def load_network(system: Trainable, name: str, state: dict[str, Tensor], where: str | Path) -> None:
-    """Put the tensors `<name>.*` into one network of a system.
+def fitting(system: Trainable, name: str, state: dict[str, Tensor], where: str | Path) -> dict[str, Tensor]:
+    """The tensors `<name>.*` by the names within the network; shapes alone are compared, so it may be on "meta".
 
     Raises:
-        UserError: they do not fit.
+        UserError: they do not fit it.
     """
     own = {k.removeprefix(f"{name}."): v for k, v in state.items() if k.startswith(f"{name}.")}
-    network = system.networks[name]
-    expected = network.state_dict()
+    expected = system.networks[name].state_dict()
     missing, foreign = sorted(expected.keys() - own.keys()), sorted(own.keys() - expected.keys())
     wrong = sorted(k for k in expected.keys() & own.keys() if expected[k].shape != own[k].shape)
     if missing or foreign or wrong:
         first = (missing or foreign or wrong)[0]
         kind = "lacks" if missing else "has an unknown" if foreign else "has another shape of"
         raise UserError(f"{where} does not fit the network {name}: it {kind} {first}; check size and settings")
+    return own
+
+
+def load_network(system: Trainable, name: str, state: dict[str, Tensor], where: str | Path) -> None:
+    """Put the tensors `<name>.*` into one network of a system.
+
+    Raises:
+        UserError: they do not fit.
+    """
+    network, own = system.networks[name], fitting(system, name, state, where)
+    expected = network.state_dict()
     network.load_state_dict({k: v.to(expected[k].dtype) for k, v in own.items()})
 
 

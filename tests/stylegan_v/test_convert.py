@@ -175,12 +175,45 @@ def test_several_files_are_refused(tmp_path):
         (lambda g: {**g, FREQUENCIES: torch.linspace(0.01, 0.4, 8)[None]}, "octaves"),
         (lambda g: {**g, "synthesis.b8.conv1.weight": torch.zeros(3, 3, 3, 3)}, "another shape"),
         (lambda g: {**g, "synthesis.b8.conv9.weight": torch.zeros(3)}, "an unknown"),
+        (lambda g: {**g, FREQUENCIES: g[FREQUENCIES] * 0}, "not a complete StyleGAN-V"),
+        (lambda g: {**g, FREQUENCIES: g[FREQUENCIES][:, :-1]}, "octaves"),
+        (lambda g: {**g, FREQUENCIES: torch.zeros(())}, "not a complete StyleGAN-V"),
+        (lambda g: {**g, "synthesis.motion_encoder.conv.1.weight": torch.zeros(())}, "not a complete StyleGAN-V"),
+        (lambda g: {**g, "synthesis.b4.input.input.const": torch.zeros(())}, "not a complete StyleGAN-V"),
+        (lambda g: {**g, "synthesis.b1000003.conv1.weight": torch.zeros(1, 1, 1, 1)}, "resolutions"),
+        (lambda g: {**g, "synthesis.b2048.conv1.weight": torch.zeros(1, 1, 1, 1)}, "resolutions"),
+        (lambda g: {**g, "mapping.fc0.weight": torch.zeros(0, 1 << 40)}, "empty"),
+        (lambda g: {**g, "mapping.fc0.weight": torch.zeros(1 << 20, 1)}, "another shape"),  # 4 TiB if it were built
     ],
 )
 def test_other_networks_are_refused(change, message, tmp_path):
     g, _ = golden_states()
     with pytest.raises(UserError, match=message):
         convert([snapshot(tmp_path / "x.pkl", change(g))], 25.0, None)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda d: {k: v for k, v in d.items() if not k.startswith("b")}, "not a complete StyleGAN-V"),
+        (lambda d: {**d, "b0.conv0.weight": torch.zeros(1)}, "not a complete StyleGAN-V"),
+        (lambda d: {**d, "time_encoder.const_embed.weight": torch.zeros(3)}, "not a complete StyleGAN-V"),
+        (lambda d: {**d, "mapping.embed.weight": torch.zeros(())}, "not a complete StyleGAN-V"),
+        (lambda d: {k: v for k, v in d.items() if k != "b4.out.weight"}, "lacks"),
+    ],
+)
+def test_other_discriminators_are_refused(change, message, tmp_path):
+    g, d = golden_states()
+    with pytest.raises(UserError, match=message):
+        convert([snapshot(tmp_path / "x.pkl", g, change(d))], 25.0, None)
+
+
+@pytest.mark.parametrize("spacing", [float("nan"), float("inf"), 1 << 2000])
+def test_a_spacing_that_is_no_number_is_refused(spacing, tmp_path):
+    g, _ = golden_states()
+    path = snapshot(tmp_path / "x.pkl", g, G={"cfg": {"motion_z_distance": spacing}})
+    with pytest.raises(UserError, match="not a complete StyleGAN-V"):
+        convert([path], 25.0, None)
 
 
 def test_another_size_is_refused(tmp_path):
@@ -250,7 +283,21 @@ def test_endless_modules_are_refused():
     loop: dict = {"_modules": {}}
     loop["_modules"]["again"] = loop
     with pytest.raises(UserError, match="without end"):
-        list(tensors(loop))
+        list(tensors(loop, set()))
+
+
+def test_modules_in_two_places_are_refused():
+    """A child under two names at each level would be visited 2 ** 30 times."""
+    tree: dict = {"_parameters": {"w": torch.ones(1)}}
+    for _ in range(30):
+        tree = {"_modules": {"a": tree, "b": tree}}
+    with pytest.raises(UserError, match="without end or twice"):
+        list(tensors(tree, set()))
+    activation: dict = {"_parameters": {}, "_modules": {}}  # without weights of its own it may be shared
+    leaf = {"_parameters": {"w": torch.ones(1)}}
+    assert [name for name, _ in tensors({"_modules": {"a": activation, "b": leaf, "c": activation}}, set())] == [
+        "b.w"
+    ]
 
 
 def test_what_objects_hold_is_kept_where_asked_for(tmp_path):

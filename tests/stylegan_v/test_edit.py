@@ -101,6 +101,61 @@ def test_editing_by_text_brings_the_frame_closer_to_it(system, clip):
     assert same.shape == start.shape
 
 
+class Moved(torch.nn.Module):
+    """A distance that says where it was asked to go."""
+
+    def __init__(self):
+        super().__init__()
+        self.devices = []
+
+    def to(self, device):
+        self.devices.append(device)
+        return self
+
+    def forward(self, a, b):
+        return edit.pyramid_distance(a, b)
+
+
+def test_networks_that_are_brought_go_to_the_models_device(system, clip, monkeypatch):
+    monkeypatch.setattr(edit, "SAMPLES", 50)
+    distance, moved = Moved(), []
+    edit.project(system, torch.zeros(3, 16, 16), steps=1, distance=distance)
+    monkeypatch.setattr(clip, "to", lambda device: moved.append(device) or clip, raising=False)
+    tokens = {"input_ids": torch.tensor([[1, 7, 9, 49]]), "attention_mask": torch.ones(1, 4, dtype=torch.long)}
+    edit.edit_with_clip(system, edit.styles_of(system, 2), clip, tokens, steps=1, identity=distance)
+    assert distance.devices == [system.device] * 2
+    assert moved == [system.device]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_editing_on_a_gpu_takes_what_lies_on_the_cpu(clip, monkeypatch):
+    monkeypatch.setattr(edit, "SAMPLES", 50)
+    system = StyleGANV(SIZES["tiny"], ModelInfo(15.0, (16, 16))).to("cuda")
+    distance = torch.nn.Module()
+    distance.register_buffer("weight", torch.ones(1))
+    distance.forward = lambda a, b: distance.weight * edit.pyramid_distance(a, b)
+    ws = edit.project(system, torch.zeros(3, 16, 16), steps=1, distance=distance)
+    tokens = {"input_ids": torch.tensor([[1, 7, 9, 49]]), "attention_mask": torch.ones(1, 4, dtype=torch.long)}
+    edited = edit.edit_with_clip(system, ws.cpu(), clip.cpu(), tokens, steps=1, identity=distance.cpu())
+    clip.cpu()
+    assert edited.device.type == "cuda"
+
+
+def test_code_beside_a_clip_is_not_run(clip, tmp_path, monkeypatch):
+    clip.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["model_type"] = "resnet"  # for which transformers has no tokenizer, so that it would ask for the code
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    flag = tmp_path / "was-here"
+    (tmp_path / "evil.py").write_text(f"open({str(flag)!r}, 'w')\nclass Evil: pass\n")
+    mapped = {"tokenizer_class": "Evil", "auto_map": {"AutoTokenizer": ["evil.Evil", None]}}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(mapped))
+    monkeypatch.setattr("builtins.input", lambda *prompt: "y")  # the answer of whoever does not read
+    with pytest.raises(UserError, match="holds no CLIP"):
+        edit.load_clip(tmp_path, "abc")
+    assert not flag.exists()
+
+
 def test_clip_is_loaded_with_a_text(clip, tmp_path):
     transformers = pytest.importorskip("transformers")
     letters = [chr(c) for c in range(97, 123)]

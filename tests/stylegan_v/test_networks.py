@@ -115,6 +115,18 @@ def test_upsampling_keeps_brightness_inside():
     torch.testing.assert_close(upsample(torch.ones(1, 2, 4, 4))[..., 1:-1, 1:-1], torch.ones(1, 2, 6, 6))
 
 
+def test_mixed_precision_does_not_round_the_picture():
+    torch.manual_seed(0)
+    synthesis, first = Synthesis(SynthesisConfig(256, 8), (32, 32), 6, 4), []
+    for block in synthesis.blocks[1:]:
+        torch.nn.init.zeros_(block.rgb.weight)
+    synthesis.blocks[0].rgb.register_forward_hook(lambda module, given, made: first.append(made))
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        made = synthesis(torch.randn(2, 4), synthesis.modulate(torch.randn(2, synthesis.styles, 6)))
+    assert first[0].dtype == torch.bfloat16
+    torch.testing.assert_close(made, upsample(upsample(upsample(first[0].float()))), rtol=1e-5, atol=1e-6)
+
+
 def test_recurrent_tokens_go_on_where_they_were():
     torch.manual_seed(0)
     motion = RecurrentMotion(MotionConfig(codes="lstm", noise=4, width=6, spacing=1.0), 2)

@@ -67,6 +67,15 @@ def test_any_time_can_come_first():
     close(late[:, 13], at(system, 90_013.25)[:, 0])
 
 
+@pytest.mark.parametrize("name", CONFIGS)
+def test_times_can_come_in_any_order(name):
+    system = make(CONFIGS[name])
+    ascending = [3.0, 40.5, 130.0, 131.0, 290.0, 301.0]  # of blocks 0, 0, 1, 1, 2, 2
+    order = [4, 0, 2, 1, 5, 3]
+    close(at(system, *(ascending[i] for i in order)), at(system, *ascending)[:, order])
+    close(at(system, 130.0, 3.0, 130.0)[:, 0], at(system, 130.0)[:, 0])
+
+
 def test_motion_is_continuous_at_tokens_and_blocks():
     system = make()
     for boundary in (SPACING, BLOCK * SPACING):
@@ -95,6 +104,31 @@ def test_only_the_last_blocks_are_kept():
         for start in range(0, 2000, 16):
             film.frames(torch.arange(start, start + 16, dtype=torch.float64), [0] * 16)
             assert len(film.blocks) <= 2
+
+
+def held(film: Film) -> int:
+    """Bytes of all tensors that a film refers to."""
+    sizes, todo = {}, [{k: v for k, v in vars(film).items() if k not in ("system", "generator", "settings")}]
+    while todo:
+        item = todo.pop()
+        if isinstance(item, torch.Tensor):
+            sizes[item.untyped_storage().data_ptr()] = item.untyped_storage().nbytes()
+        elif isinstance(item, dict | list | tuple):
+            todo += item.values() if isinstance(item, dict) else item
+    return sum(sizes.values())
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_an_hour_holds_no_more_than_a_second(name):
+    film = Film(make(CONFIGS[name]), 0)
+    sizes = []
+    with torch.inference_mode():
+        for second in range(0, 3601, 60 if name == "acyclic" else 600):
+            for begin in (second * 25.0, second * 25.0 + BLOCK * SPACING):  # and into the next block
+                film.frames(begin + torch.arange(2.0, dtype=torch.float64), [0, 0])
+            sizes.append(held(film))
+    assert sizes[0] > 40_000
+    assert max(sizes) == sizes[0]
 
 
 def test_videos_made_together_are_those_made_alone():

@@ -91,6 +91,14 @@ def test_a_single_frame_and_consecutive_ones():
     assert set(times[:, 0].tolist()) == set(map(float, range(7)))
 
 
+def test_consecutive_frames_begin_anywhere_alike():
+    torch.manual_seed(0)
+    row = replace(SIZES["tiny"], frames=4, sampling="consecutive", horizon=10)
+    counts = np.bincount(draw_times(row, 7000, torch.device("cpu"))[:, 0].long().numpy())
+    assert len(counts) == 7
+    assert np.abs(counts - 1000).max() < 6 * np.sqrt(1000)
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [

@@ -4,11 +4,15 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 
 from longtake.data.batch import Batch
 from longtake.rollout.rng import Rng
 from longtake.systems.base import ModelInfo
+from longtake.systems.stylegan_v import augment as augment_module
 from longtake.systems.stylegan_v import stages
+from longtake.systems.stylegan_v.augment import Adaptation, AugmentConfig
 from longtake.systems.stylegan_v.config import SIZES, StyleGANVConfig, as_mocogan
 from longtake.systems.stylegan_v.losses import default_gamma, path_lengths
 from longtake.systems.stylegan_v.system import StyleGANV
@@ -149,3 +153,57 @@ def test_path_lengths_of_a_linear_generator():
 def test_preview_shows_four_videos():
     _, stage, _, batch = run(TINY, steps=0)
     assert stage.preview({"clips": batch}).shape == (3, stages.PREVIEW, 16, 64)
+
+
+def _together(rank: int, world: int, store: str, found) -> None:
+    """What one of several processes holds after three updates' worth of logits and two path lengths."""
+    dist.init_process_group("gloo", f"file://{store}", rank=rank, world_size=world)
+    config = replace(TINY, stage=replace(TINY.stage, path_weight=2.0, batch=2, augment=AUGMENT))
+    torch.manual_seed(0)
+    stage = StyleGANV(config, ModelInfo(15.0, config.size)).stages()[0]
+    torch.manual_seed(rank)
+    own = []
+    for step in range(3):
+        stage.adaptation.see(LOGITS[step, rank])
+        stage.adaptation.correct(step, 2)
+        lengths = stage._path_length(Batch(label=torch.zeros(2, dtype=torch.long)))["path_length"]
+        own.append(float(lengths.detach()))
+    held = stage.state_dict()
+    again = Adaptation(AUGMENT)
+    again.load_state_dict(held["augment"])
+    for adaptation in (stage.adaptation, again):
+        adaptation.see(LOGITS[3, rank])
+        adaptation.correct(3, 2)
+    found[rank] = (stage.gamma, held, own, stage.adaptation.p, again.p)
+    dist.destroy_process_group()
+
+
+AUGMENT = AugmentConfig(target=0.0, every=4, videos=100)
+LOGITS = torch.tensor(
+    [[[1.0, -1], [1, 1]], [[-1, -1], [1, 1]], [[1, -1], [-1, -1]], [[-1, -1], [-1, -1]]]
+)  # (update, process, video); a process alone would see other means
+
+
+def test_processes_hold_the_same_figures_at_every_update(tmp_path):
+    with mp.get_context("spawn").Manager() as manager:
+        found = manager.dict()
+        mp.start_processes(_together, (2, str(tmp_path / "store"), found), nprocs=2, start_method="spawn")
+        (gamma, held, own, p, again), other = found[0], found[1]
+    assert (gamma, held, p, again) == (other[0], other[1], other[3], other[4])
+    assert gamma == default_gamma(TINY.size, 4)  # of the videos of both
+    assert held["augment"] == {"p": 0.0, "signs": float(LOGITS[:3].sum()), "count": 12.0}
+    assert own != other[2]
+    expected = 0.0
+    for mine, theirs in zip(own, other[2], strict=True):
+        expected += stages.PATH_DECAY * ((mine + theirs) / 2 - expected)
+    assert held["path_mean"] == pytest.approx(expected, rel=1e-5)
+    assert p == again
+
+
+def test_probability_moves_by_the_videos_of_all_processes(monkeypatch):
+    monkeypatch.setattr(augment_module, "processes", lambda: 3)
+    adaptation = Adaptation(AUGMENT)
+    for step in range(4):
+        adaptation.see(torch.ones(2))
+        adaptation.correct(step, 2)
+    assert adaptation.p == pytest.approx(3 * 2 * 4 / 100)

@@ -6,6 +6,7 @@ import io
 import os
 import pickle
 import struct
+import warnings
 import zipfile
 from collections import OrderedDict
 from pathlib import PurePosixPath
@@ -294,3 +295,104 @@ def test_damaged_files_give_an_error_or_data(tmp_path_factory, zipped, fraction,
 def test_says_when_the_file_is_missing(tmp_path):
     with pytest.raises(UserError, match=r"cannot read .*missing\.ckpt"):
         read_foreign(tmp_path / "missing.ckpt")
+
+
+DEEP = 600_000
+"""Python's hash of tuples nested so deeply overflows the C stack."""
+NESTINGS = {
+    "plain": b"\x85" * DEEP,
+    "memoized": b"\x85\x94" * DEEP,
+    "beside others": b"N\x86" * DEEP,
+    "marked": b"\x85N0" * DEEP,
+    "from the memo": b"q\x000h\x00\x85" * DEEP,
+    "doubled": b"2\x86" * DEEP,
+    "as an argument": b"ctorch._utils\n_rebuild_parameter\nq\x010" + b"\x85q\x000(h\x01h\x00o\x85" * DEEP,
+}
+
+
+@pytest.mark.parametrize("nesting", NESTINGS.values(), ids=NESTINGS)
+def test_endless_tuples_are_refused(nesting, tmp_path):
+    path = tmp_path / "x.pkl"
+    path.write_bytes(b"\x80\x04N" + nesting + b"q\x000}h\x00Ns.")
+    with pytest.raises(UserError, match="nests tuples"):
+        read_foreign(path)
+
+
+def test_sizes_nest_no_tuples(tmp_path):
+    """They take lists, whose depth is not known."""
+    path = tmp_path / "x.pkl"
+    path.write_bytes(b"\x80\x04ctorch\nSize\nq\x010]" + b"q\x000(h\x01]h\x00ao" * 1000 + b".")
+    with pytest.raises(UserError, match="impossible shape"):
+        read_foreign(path)
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_many_tuples_side_by_side_are_no_nesting(protocol, tmp_path):
+    tree = {"state": {(i, (i,)): (i, {"step": (i, frozenset((i, (1, 2, 3))))}) for i in range(2000)}, "deep": 0}
+    for _ in range(100):
+        tree["deep"] = (tree["deep"],)
+    (tmp_path / "x.pkl").write_bytes(pickle.dumps(tree, protocol))
+    assert read_foreign(tmp_path / "x.pkl", keep=True)["state"].keys() == tree["state"].keys()
+
+
+COPIES = {
+    "text": (b"X" + struct.pack("<I", 50_000) + b"x" * 50_000, b"c_codecs\nencode\n", b"h\x01h\x00\x85R"),
+    "path": (b"X" + struct.pack("<I", 50_000) + b"x" * 50_000, b"cpathlib\nPosixPath\n", b"h\x01h\x00\x85R"),
+    "size": (b"](" + b"K\x01" * 50_000 + b"e", b"ctorch\nSize\n", b"h\x01h\x00\x85R"),
+    "set": (b"](" + b"".join(b"M" + struct.pack("<H", i) for i in range(50_000)) + b"e",
+            b"cbuiltins\nset\n", b"h\x01h\x00\x85R"),
+    **{
+        name: (b"}(" + b"".join(b"M" + struct.pack("<H", i) + b"N" for i in range(50_000)) + b"u", named, copy)
+        for name, named, copy in (
+            ("ordered", b"ccollections\nOrderedDict\n", b"h\x01h\x00\x85R"),
+            ("namespace", b"cargparse\nNamespace\n", b"h\x01)\x81h\x00b"),
+            ("object", b"canything\nelse\n", b"h\x01)\x81h\x00b"),
+        )
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", COPIES)
+def test_copies_without_end_are_refused(kind, tmp_path):
+    """Six bytes a copy: the memory would be a thousand times the file."""
+    large, named, copy = COPIES[kind]
+    path = tmp_path / "x.pkl"
+    for copies in (1, 100):
+        path.write_bytes(b"\x80\x02" + large + b"q\x000" + named + b"q\x010](" + copy * copies + b"e.")
+        if copies == 1:
+            assert len(read_foreign(path, keep=True)) == 1
+        else:
+            with pytest.raises(UserError, match="too much memory"):
+                read_foreign(path, keep=True)
+
+
+def test_a_nested_storage_again_and_again_is_refused(tmp_path):
+    whole = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        torch.save(torch.ones(5000).storage(), whole, _use_new_zipfile_serialization=False)
+    data = whole.getvalue()
+    head = b"\x80\x04B" + struct.pack("<I", len(data)) + data + b"q\x000ctorch.storage\n_load_from_bytes\nq\x010]("
+    (tmp_path / "x.pkl").write_bytes(head + b"h\x01h\x00\x85R" * 10 + b"e.")
+    with pytest.raises(UserError, match="too much memory"):
+        read_foreign(tmp_path / "x.pkl")
+
+
+def test_honest_copies_are_not_counted_as_hostile(tmp_path):
+    """The densest there are: small numbers in sets, as old protocols write them."""
+    content = [set(range(256)) for _ in range(500)]
+    (tmp_path / "x.pkl").write_bytes(pickle.dumps(content, 2))
+    assert read_foreign(tmp_path / "x.pkl") == content
+
+
+def test_classes_without_end_are_refused(tmp_path):
+    path = tmp_path / "x.pkl"
+    path.write_bytes(b"](" + b"".join(b"cm\nc%d\n" % i for i in range(10_001)) + b"e.")
+    with pytest.raises(UserError, match="10,000 classes"):
+        read_foreign(path)
+
+
+def test_tensors_of_too_many_dimensions_are_refused(tmp_path):
+    path = archive(tmp_path / "x.pt", tensor_pickle(4, (1,) * 65, (1,) * 65), bytes(16))
+    with pytest.raises(UserError, match="a tensor in it"):
+        read_foreign(path)

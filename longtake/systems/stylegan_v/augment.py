@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from longtake.nn.distributed import all_reduce_sum
+from longtake.nn.distributed import all_reduce_sum, processes
 
 SYM6 = (
     0.015404109327027373,
@@ -58,11 +58,12 @@ class AugmentConfig:
 
 
 class Adaptation:
-    """The probability and what it is corrected by."""
+    """The probability and what it is corrected by: signs and count of all processes since the last correction."""
 
     def __init__(self, config: AugmentConfig):
         self.config, self.p = config, config.start
         self.signs, self.count = 0.0, 0.0
+        self.seen = (0.0, 0.0)  # by this process in this update
         self.device = torch.device("cpu")
 
     @property
@@ -73,17 +74,19 @@ class Adaptation:
     def see(self, logits: Tensor) -> None:
         """Logits of real videos."""
         self.device = logits.device  # where processes exchange figures
-        self.signs += float(logits.detach().sign().sum())
-        self.count += logits.numel()
+        self.seen = (self.seen[0] + float(logits.detach().sign().sum()), self.seen[1] + logits.numel())
 
     def correct(self, step: int, videos: int) -> None:
-        """After update number `step` of `videos` videos; moves the probability when it is due."""
-        if self.config.target is None or (step + 1) % self.config.every:
+        """After update number `step` of `videos` videos a process; moves the probability when it is due."""
+        if self.config.target is None:
             return
-        signs, count = all_reduce_sum(torch.tensor([self.signs, self.count], device=self.device)).tolist()
-        direction = math.copysign(1, signs / count - self.config.target) if count else 0
-        world = count / max(1.0, self.count)
-        self.p += direction * videos * world * self.config.every / self.config.videos
+        # At every update: a checkpoint holds the first process's figures, from which all go on.
+        signs, count = all_reduce_sum(torch.tensor(self.seen, dtype=torch.float32, device=self.device)).tolist()
+        self.signs, self.count, self.seen = self.signs + signs, self.count + count, (0.0, 0.0)
+        if (step + 1) % self.config.every:
+            return
+        direction = math.copysign(1, self.signs / self.count - self.config.target) if self.count else 0
+        self.p += direction * videos * processes() * self.config.every / self.config.videos
         self.p = min(1.0, max(0.0, self.p))
         self.signs = self.count = 0.0
 

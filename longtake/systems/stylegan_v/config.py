@@ -26,11 +26,12 @@ class GANStageConfig:
     betas: tuple[float, float] = (0.0, 0.99)
     """Their decay rates, before the correction."""
     gamma: float | None = None
-    """Weight of R1; None: 0.0002 * pixels of a frame / videos an update."""
+    """Weight of R1; None: 0.0002 * pixels of a frame / videos an update of all processes."""
     gamma_every: int = 16
     """Updates between two of R1, which then counts so many times."""
     path_weight: float = 0.0
-    """Weight of path length regularisation (StyleGAN2: 2; off in StyleGAN-V)."""
+    """Weight of path length regularisation (StyleGAN2: 2; off in StyleGAN-V). It is an update of its own, as in
+    StyleGAN2, and moves the averaged weights once more, so that `ema` decays every path_every updates once more."""
     path_every: int = 4
     """Updates between two of it; the learning rate is corrected for it also while it is off, as in the released
     training."""

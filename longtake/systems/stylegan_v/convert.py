@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from longtake.errors import UserError
 from longtake.systems.base import ModelInfo, System
-from longtake.systems.folder import load_network
+from longtake.systems.folder import fitting, load_network
 from longtake.systems.foreign import read_foreign
 from longtake.systems.stylegan_v.config import StyleGANVConfig
 from longtake.systems.stylegan_v.discriminator import DiscriminatorConfig
@@ -32,6 +33,10 @@ from longtake.systems.stylegan_v.system import StyleGANV
 SKIP = ("G_opt", "D_opt", "vis", "stats", "augment_pipe")
 DEPTH = 32
 """Deepest nesting of modules; the released ones have 7 levels."""
+FINEST = 1024
+"""Largest side of a frame; the published architecture has these down to 4 by halving."""
+DAMAGED = (LookupError, ValueError, AttributeError, TypeError, RuntimeError, ArithmeticError)
+"""What weights of unexpected shapes, or missing ones, can make the code below raise."""
 ENCODER = "synthesis.motion_encoder.time_encoder."
 
 
@@ -54,14 +59,14 @@ def read_official(path: Path | str) -> Official:
     content = read_foreign(path, skip=SKIP, keep=True)
     content = content if isinstance(content, dict) else {}
     records = {name: content[name] for name in ("G", "D", "G_ema") if isinstance(content.get(name), dict)}
-    states = {name: dict(tensors(record)) for name, record in records.items()}
+    states = {name: dict(tensors(record, set())) for name, record in records.items()}
     best = states.get("G_ema") or states.get("G") or {}
     if "synthesis.b4.input.input.const" not in best or ENCODER + "freqs" not in best:
         raise UserError(f"{path} holds no StyleGAN-V generator; give a network-snapshot-*.pkl of its authors' code")
     _refuse_variants(best, path)
     try:
         config, classes = _config(best, states.get("D"), settings(records))
-    except (KeyError, IndexError, ValueError, AttributeError) as error:
+    except DAMAGED as error:
         raise UserError(f"{path} is not a complete StyleGAN-V ({error}); get it again") from error
     return Official(config, classes, {name: state for name, state in states.items() if state})
 
@@ -78,11 +83,18 @@ def convert(paths: list[Path], fps: float, size: tuple[int, int] | None) -> Syst
     if size is not None and size != official.config.size:
         shown = "x".join(map(str, official.config.size))
         raise UserError(f"{paths[0]} makes frames of {shown}; leave --size out", code=2)
-    classes = tuple(map(str, range(official.classes)))
-    system = StyleGANV(official.config, ModelInfo(fps=fps, size=official.config.size, classes=classes))
-    states = {"generator": generator_state(official.networks.get("G_ema") or official.networks["G"])}
-    if "D" in official.networks:
-        states["discriminator"] = discriminator_state(official.networks["D"])
+    info = ModelInfo(fps=fps, size=official.config.size, classes=tuple(map(str, range(official.classes))))
+    try:
+        states = {"generator": generator_state(official.networks.get("G_ema") or official.networks["G"])}
+        if "D" in official.networks:
+            states["discriminator"] = discriminator_state(official.networks["D"])
+        with torch.device("meta"):  # costs no memory, whatever size a damaged file claims
+            claimed = StyleGANV(official.config, info)
+        for name, state in states.items():
+            fitting(claimed, name, {f"{name}.{key}": value for key, value in state.items()}, paths[0])
+    except DAMAGED as error:
+        raise UserError(f"{paths[0]} is not a complete StyleGAN-V ({error}); get it again") from error
+    system = StyleGANV(official.config, info)
     for name, state in states.items():
         load_network(system, name, {f"{name}.{key}": value for key, value in state.items()}, paths[0])
     system.saved = tuple(states)
@@ -98,18 +110,27 @@ def state_of(record: Mapping[str, Any]) -> Mapping[str, Any]:
     return record
 
 
-def tensors(record: Mapping[str, Any], prefix: str = "", depth: int = 0) -> Iterator[tuple[str, Tensor]]:
-    """The state dict of a module's record: parameters and buffers of it and all modules in it, by name."""
-    if depth > DEPTH:
-        raise UserError("a checkpoint nests its modules without end; it is not to be trusted")
+def tensors(
+    record: Mapping[str, Any], seen: set[int], prefix: str = "", depth: int = 0
+) -> Iterator[tuple[str, Tensor]]:
+    """The state dict of a module's record: parameters and buffers of it and all modules in it, by name.
+
+    `seen` are the modules met so far, by identity: one in two places, as the released networks have none, could
+    double the work at every level.
+    """
     state = state_of(record)
+    if not any(state.get(kind) for kind in ("_parameters", "_buffers", "_modules")):
+        return
+    if depth > DEPTH or id(state) in seen:
+        raise UserError("a checkpoint nests its modules without end or twice; it is not to be trusted")
+    seen.add(id(state))
     for kind in ("_parameters", "_buffers"):
         for name, value in _entries(state, kind):
             if isinstance(value, Tensor):
                 yield f"{prefix}{name}", value
     for name, child in _entries(state, "_modules"):
         if isinstance(child, dict):
-            yield from tensors(child, f"{prefix}{name}.", depth + 1)
+            yield from tensors(child, seen, f"{prefix}{name}.", depth + 1)
 
 
 def _entries(state: Mapping[str, Any], kind: str) -> Iterator[tuple[str, Any]]:
@@ -123,9 +144,9 @@ def settings(records: Any) -> dict[str, Any]:
     """Numbers by name, of all configurations that the records keep; the first of a name counts."""
     found: dict[str, Any] = {}
     seen: set[int] = set()
-    todo = [records]
+    todo = deque([records])
     while todo:
-        item = todo.pop(0)
+        item = todo.popleft()
         if id(item) in seen or not isinstance(item, dict | list | tuple):
             continue
         seen.add(id(item))
@@ -150,11 +171,18 @@ def _refuse_variants(state: State, path: Path | str) -> None:
 
 def _config(g: State, d: State | None, kept: dict[str, Any]) -> tuple[StyleGANVConfig, int]:
     """The configuration and the number of classes."""
+    if not all(value.numel() for value in [*g.values(), *(d or {}).values()]):
+        raise ValueError("a tensor of it is empty")  # whose shape can claim any size
     classes = g["mapping.embed.weight"].shape[1] if "mapping.embed.weight" in g else 0
     width, entering = g["mapping.fc0.weight"].shape
     widths = {int(m[1]): len(v) for k, v in g.items() if (m := re.match(r"synthesis\.b(\d+)\.conv1\.weight$", k))}
     resolution, most = max(widths), widths[4]
+    if sorted(widths) != [4 << n for n in range(len(widths))] or resolution > FINEST:
+        raise ValueError(f"its resolutions are not those from 4 to at most {FINEST} by doubling")
     clamp = float(kept["conv_clamp"]) if kept.get("conv_clamp") else None
+    spacing = float(kept.get("motion_z_distance", 0))
+    if not (math.isfinite(spacing) and math.isfinite(clamp or 0)):
+        raise ValueError("a number in its configuration is not finite")
     frequencies = g[ENCODER + "freqs"][0].double()
     longest, shortest = (round(2 * math.pi / float(f), 3) for f in (frequencies[0], frequencies[-1]))
     motion = MotionConfig(
@@ -162,12 +190,12 @@ def _config(g: State, d: State | None, kept: dict[str, Any]) -> tuple[StyleGANVC
         width=len(g["synthesis.motion_encoder.conv.1.weight"]),
         waves=len(g[ENCODER + "periods_predictor.weight"]),
         kernel=g["synthesis.motion_encoder.conv.0.weight"].shape[2],
-        spacing=float(kept.get("motion_z_distance", shortest)),
+        spacing=spacing or shortest,
         shortest=shortest,
         longest=longest,
     )
     base = AcyclicEncoding(replace(motion, width=1)).base.double()
-    if not torch.allclose(base, frequencies, rtol=1e-6, atol=0):
+    if base.shape != frequencies.shape or not torch.allclose(base, frequencies, rtol=1e-6, atol=0):
         raise ValueError("its frequencies are not spaced in octaves")
     made = StyleGANVConfig(
         size=(resolution, resolution),

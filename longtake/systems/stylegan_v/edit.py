@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +25,7 @@ from longtake.systems.stylegan_v.rollout import Film
 if TYPE_CHECKING:
     from longtake.systems.stylegan_v.system import StyleGANV
 
+T = TypeVar("T")
 Distance = Callable[[Tensor, Tensor], Tensor]
 """Two images (1, 3, H, W) in [-1, 1] -> (1,)."""
 SAMPLES = 10_000
@@ -80,7 +81,8 @@ def project(
     Args:
         image: (3, H, W) in [-1, 1], of the model's size.
         seed: of the motion, which stays fixed; the video of the same motion begins with the image.
-        distance: LPIPS or another distance (`systems.perceptual.load_perceptual`); None: `pyramid_distance`.
+        distance: LPIPS or another distance (`systems.perceptual.load_perceptual`), which is moved to the model's
+            device; None: `pyramid_distance`.
         steps, lr, noise: of the optimisation; noise on the styles fades over the first three quarters.
         seen: called with (step, distance).
 
@@ -92,7 +94,7 @@ def project(
         raise UserError(
             f"the image is {tuple(image.shape)}, but this model makes (3, {height}, {width}); resize it"
         )
-    still, measure = Still(system, seed, label=label), distance or pyramid_distance
+    still, measure = Still(system, seed, label=label), beside(system, distance or pyramid_distance)
     mean, deviation = still.spread()
     start = mean.expand(1, system.generator.synthesis.styles, -1)
     target = image.to(system.device)[None]
@@ -138,6 +140,11 @@ def optimise(
     return ws.detach()
 
 
+def beside(system: StyleGANV, network: T) -> T:
+    """A network that was brought, on the system's device; a mere function as it is."""
+    return network.to(system.device) if isinstance(network, nn.Module) else network
+
+
 def pyramid_distance(a: Tensor, b: Tensor) -> Tensor:
     """Mean squared difference (B,) at every resolution from the image's to 8 pixels: needs no weights."""
     total = torch.zeros(len(a), device=a.device)
@@ -169,13 +176,15 @@ def edit_with_clip(
 
     Args:
         ws: styles (1, L, W) to begin with, from `project` or `styles_of`.
-        clip: a `transformers.CLIPModel`.
+        clip: a `transformers.CLIPModel`; it and `identity` are moved to the model's device.
         tokens: what its tokenizer makes of the text (see `load_clip`).
         seed: of the motion.
         keep: weight of the squared distance from the first styles.
         identity: what must not change between the first frame and the edited one, or None.
     """
-    still, model = Still(system, seed, label=label), clip.eval()
+    still, model = Still(system, seed, label=label), beside(system, clip).eval()
+    tokens = {name: value.to(system.device) for name, value in tokens.items()}
+    ws, identity = ws.to(system.device), identity and beside(system, identity)
     side = int(getattr(model, "config").vision_config.image_size)  # noqa: B009 (a module's attributes have no types)
     with torch.no_grad():
         text = embedding(model, "text", **tokens)
@@ -208,7 +217,7 @@ def clip_pixels(frame: Tensor, side: int) -> Tensor:
 
 
 def load_clip(folder: str | Path, text: str) -> tuple[nn.Module, dict[str, Tensor]]:
-    """A CLIP that you bring, in the layout of transformers, and the tokens of a text.
+    """A CLIP that you bring, in the layout of transformers, and the tokens of a text; code beside it is not run.
 
     Raises:
         UserError: transformers is missing, or the folder holds no CLIP.
@@ -219,7 +228,8 @@ def load_clip(folder: str | Path, text: str) -> tuple[nn.Module, dict[str, Tenso
         raise UserError('editing by text needs transformers; run: pip install "longtake[text]"') from None
     try:
         model: Any = CLIPModel.from_pretrained(str(folder), local_files_only=True, use_safetensors=True)
-        tokens = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)(text, return_tensors="pt")
+        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+        tokens = tokenizer(text, return_tensors="pt")
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{folder} holds no CLIP ({str(error).splitlines()[0]})", code=2) from None
     return model, {name: tokens[name] for name in ("input_ids", "attention_mask")}

@@ -28,7 +28,8 @@ def gradient_penalty(logits: Tensor, frames: Tensor) -> Tensor:
 
 
 def default_gamma(size: tuple[int, int], batch: int) -> float:
-    """Weight of R1 by the rule of the released configuration: 0.0002 * pixels of a frame / videos an update."""
+    """Weight of R1 by the rule of the released configuration: 0.0002 * pixels of a frame / videos an update (of
+    all processes)."""
     return 0.0002 * size[0] * size[1] / batch
 
 

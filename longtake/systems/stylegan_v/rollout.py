@@ -84,7 +84,7 @@ class Film:
         self.label: int | None = None
 
     def frames(self, times: Tensor, labels: list[int]) -> Tensor:
-        """Frames (3, n, H, W) at ascending `times` (n,) in source frames, each under its class."""
+        """Frames (3, n, H, W) at `times` (n,) in source frames, in any order, each under its class."""
         parts, begin = [], 0
         for i in range(1, len(labels) + 1):
             if i == len(labels) or labels[i] != labels[begin]:
@@ -126,12 +126,12 @@ class Film:
         return ws
 
     def codes(self, times: Tensor) -> Tensor:
-        """Motion codes (n, code) at ascending times (n,)."""
+        """Motion codes (n, code) at times (n,), in any order; ascending ones cost least."""
         tokens = (times / self.generator.motion.config.spacing).floor().long()
-        blocks = tokens.div(BLOCK, rounding_mode="floor")
+        numbers, counts = tokens.div(BLOCK, rounding_mode="floor").unique_consecutive(return_counts=True)
         parts = []
-        for number in blocks.unique_consecutive().tolist():
-            at = times[blocks == number][None].to(self.system.device, finest(self.system.device))
+        for number, part in zip(numbers.tolist(), times.split(counts.tolist()), strict=True):
+            at = part[None].to(self.system.device, finest(self.system.device))
             first = torch.tensor([number * BLOCK], device=self.system.device)
             if number not in self.blocks:
                 self.blocks = {k: v for k, v in self.blocks.items() if k == number - 1}

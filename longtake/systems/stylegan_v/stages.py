@@ -9,6 +9,7 @@ from torch import Tensor
 
 from longtake.data.batch import Batch
 from longtake.data.clips import ClipSpec, Draw
+from longtake.nn.distributed import all_reduce_sum, processes
 from longtake.story import Story
 from longtake.systems.base import Engine, Losses, Stage
 from longtake.systems.stylegan_v.augment import Adaptation, augment
@@ -35,9 +36,11 @@ def draw_times(config: StyleGANVConfig, batch: int, device: torch.device) -> Ten
     frames, choices = config.frames, torch.tensor(config.distances, device=device)
     span = choices[torch.randint(len(choices), (batch,), device=device)]
     latest = config.horizon - 1 - span
-    offset = torch.rand(batch, device=device, dtype=finest(device)) * latest
+    share = torch.rand(batch, device=device, dtype=finest(device))
     if config.sampling == "consecutive":
-        return offset.round()[:, None] + torch.arange(frames, device=device)
+        first = (share * (latest + 1)).floor().minimum(latest)  # all equally likely
+        return first[:, None] + torch.arange(frames, device=device)
+    offset = share * latest
     if frames == 1:
         return offset[:, None]
     # A random order of 1 ... span - 1: those from the span on come last.
@@ -66,8 +69,13 @@ class GANStage(Stage):
         conditions = ("label",) if system.config.condition == "label" else ()
         spec = ClipSpec(self.config.frames, self.config.size, self.config.mode, conditions)
         self.clips = {"clips": Draw(spec, self.settings.batch)}
-        gamma = self.settings.gamma
-        self.gamma = default_gamma(self.config.size, self.settings.batch) if gamma is None else gamma
+
+    @property
+    def gamma(self) -> float:
+        """Weight of R1."""
+        if self.settings.gamma is not None:
+            return self.settings.gamma
+        return default_gamma(self.config.size, self.settings.batch * processes())
 
     def optimisers(self) -> dict[str, torch.optim.Optimizer]:
         """Adam, its rates corrected for the updates that regularisation adds (StyleGAN2 appendix B)."""
@@ -138,7 +146,10 @@ class GANStage(Stage):
     def _path_length(self, batch: Batch) -> Losses:
         frames, _, _, ws = self._imagine(batch)
         lengths = path_lengths(frames, ws, torch.randn_like(frames))
-        mean = self.path_mean + PATH_DECAY * (float(lengths.detach().mean()) - self.path_mean)
+        mean = (
+            float(all_reduce_sum(lengths.detach().mean())) / processes()
+        )  # the same in all, as one of them is kept
+        mean = self.path_mean + PATH_DECAY * (mean - self.path_mean)
         self.path_mean = mean
         penalty = (lengths - mean).square().mean()
         weight = self.settings.path_weight * self.settings.path_every

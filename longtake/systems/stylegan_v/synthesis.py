@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from longtake.systems.stylegan_v.layers import ModulatedConv2d, Modulation, upsample
+from longtake.systems.stylegan_v.layers import ModulatedConv2d, Modulation, full_precision, upsample
 
 COARSEST = 4
 """Least height or width of the constant input."""
@@ -115,6 +115,11 @@ class Synthesis(nn.Module):
                 x = layer(x, next(how))
             own = rgb(x, next(how))
             own = own if own.dtype == torch.float64 else own.float()
-            picture = own if picture is None else upsample(picture) + own
+            picture = own if picture is None else self._finer(picture) + own
         assert picture is not None
         return picture
+
+    @full_precision
+    def _finer(self, picture: Tensor) -> Tensor:
+        """Twice the resolution. Rounded anew at each of them, the sum would lose what coarse blocks have added."""
+        return upsample(picture)
