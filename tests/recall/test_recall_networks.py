@@ -185,3 +185,14 @@ def test_the_encoder_reads_content_off_its_reference_frame():
     same, different = encoder(clip), encoder(other)
     assert torch.equal(same.content_mean, different.content_mean)
     assert not torch.equal(same.motion_mean, different.motion_mean)
+
+
+@torch.no_grad()
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # raised inside torch.compile
+@pytest.mark.parametrize("axis", ["time", "space"])
+def test_compiled_attention_is_the_same(axis):
+    """Queries are narrower than values."""
+    layer = AxisAttention(16, axis).eval()
+    layer.gamma.fill_(0.5)
+    x = torch.randn(2, 16, 4, 4, 4)
+    torch.testing.assert_close(torch.compile(layer)(x), layer(x))

@@ -134,7 +134,7 @@ class AxisAttention(nn.Module):
             query, key, value = (p.permute(0, 3, 4, 2, 1).flatten(1, 2) for p in parts)  # (B, HW, T, C)
         else:
             query, key, value = (p.flatten(3).permute(0, 2, 3, 1) for p in parts)  # (B, T, HW, C)
-        attended = F.scaled_dot_product_attention(query, key, value, scale=1.0)
+        attended = _attended(query, key, value)
         if self.official:
             y = attended.reshape(B, H, W, C, T).permute(0, 3, 4, 1, 2)
         elif self.axis == "time":
@@ -142,6 +142,11 @@ class AxisAttention(nn.Module):
         else:
             y = attended.reshape(B, T, H, W, C).permute(0, 4, 1, 2, 3)
         return self.gamma * y + x
+
+
+@torch.compiler.disable  # compiled for a CPU, the result would get the width of the queries instead of the values
+def _attended(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    return F.scaled_dot_product_attention(query, key, value, scale=1.0)
 
 
 class Generator(nn.Module):
