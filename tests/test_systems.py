@@ -16,6 +16,7 @@ from longtake.errors import UserError
 from longtake.story import Entry, Story
 from longtake.systems import folder, system_class
 from longtake.systems.base import System
+from longtake.systems.loong.config import SIZES as LOONG_SIZES
 from longtake.systems.tats.config import SIZES
 from longtake.train.loop import Trainer
 from longtake.train.recipe import LoopSettings, Recipe
@@ -37,8 +38,22 @@ SPARSE_TATS = replace(
     interpolator=replace(CLASS_TATS.interpolator, dropout=0.1, stage=CLASS_TATS.prior_stage),
 )
 TATS_CASES = {"tats-label": CLASS_TATS, "tats-hierarchical": SPARSE_TATS, "tats-crops": CROP_TATS}
+TINY_LOONG = replace(
+    LOONG_SIZES["tiny"],
+    tokenizer_stage=replace(
+        LOONG_SIZES["tiny"].tokenizer_stage, steps=(1, 2, 1), batch=(2, 2, 2), discriminator_start=2, ema=0.9
+    ),
+    lm_stage=replace(LOONG_SIZES["tiny"].lm_stage, steps=(1, 2, 1), batch=(2, 2, 2), ema=0.9),
+)
+LABEL_LOONG = replace(
+    TINY_LOONG,
+    lm=replace(TINY_LOONG.lm, condition="label", dropout=0.1, recompute=True),
+    lm_stage=replace(TINY_LOONG.lm_stage, text_dropout=0.5),
+)
+LOONG_CASES = {"loong": TINY_LOONG, "loong-label": LABEL_LOONG}
 CASES = [(name, config) for name, (_, config) in CONFIGS.items()] + [("tats", c) for c in TATS_CASES.values()]
-IDS = [*CONFIGS, *TATS_CASES]
+CASES += [("loong", c) for c in LOONG_CASES.values()]
+IDS = [*CONFIGS, *TATS_CASES, *LOONG_CASES]
 LOOP = LoopSettings(log_every=1, validate_every=3, validate_batches=1, preview_every=6, checkpoint_every=2)
 
 

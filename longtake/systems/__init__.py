@@ -9,6 +9,7 @@ from longtake.systems.base import Trainable
 
 REGISTRY = {
     "tats": "longtake.systems.tats.system:TATS",
+    "loong": "longtake.systems.loong.system:Loong",
     "classifier": "longtake.systems.classifier.system:Classifier",
 }
 """Name -> module:class of a Trainable, imported when asked for."""
