@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-import torch.nn.functional as F
 
 from longtake.errors import UserError
 from longtake.systems.loong.quantize import ClusteringCodebook
@@ -115,14 +114,16 @@ def test_the_published_size():
     assert round(sum(p.numel() for p in wide.parameters()) / 1e6) == 372
 
 
-def test_the_lookup_is_by_direction_and_the_value_is_the_code_itself():
-    book = ClusteringCodebook(3, 2).eval()
+@pytest.mark.parametrize(("similarity", "chosen"), [("distance", [1, 0]), ("cosine", [2, 0])])
+def test_the_lookup(similarity, chosen):
+    book = ClusteringCodebook(3, 2, similarity=similarity).eval()
     with torch.no_grad():
-        book.embeddings.copy_(torch.tensor([[3.0, 0.0], [0.0, 0.1], [-1.0, -1.0]]))
+        book.embeddings.copy_(torch.tensor([[3.0, 0.0], [0.0, 2.1], [0.05, 0.3]]))
     z = torch.tensor([[[0.3, 5.0], [2.0, 0.1]]]).requires_grad_()  # the vectors (0.3, 2) and (5, 0.1)
     made = book(z)
-    assert made.indices.tolist() == [[1, 0]]
-    assert torch.allclose(made.values.detach(), torch.tensor([[[0.0, 3.0], [0.1, 0.0]]]), atol=1e-6)
+    assert made.indices.tolist() == [chosen]
+    assert torch.equal(book.nearest(z), made.indices)
+    assert torch.allclose(made.values.detach()[0].t(), book.embeddings.detach()[chosen], atol=1e-6)
     made.values.sum().backward()
     assert z.grad is not None
     assert torch.equal(z.grad, torch.ones_like(z))
@@ -151,15 +152,15 @@ def test_codes_are_pulled_by_their_use():
     assert torch.equal(plain.embeddings, start)
 
 
-def test_anchors_rather_take_similar_vectors():
-    book = ClusteringCodebook(2, 2).train()
-    vectors = F.normalize(torch.tensor([[1.0, 0.0], [-1.0, 0.0]]))
+@pytest.mark.parametrize(("similarity", "odds"), [("distance", math.exp(1.7**2 - 0.3**2)), ("cosine", math.exp(2))])
+def test_anchors_rather_take_similar_vectors(similarity, odds):
+    book = ClusteringCodebook(2, 2, similarity=similarity).train()
+    vectors = torch.tensor([[0.7, 0.0], [-0.7, 0.0]])
     with torch.no_grad():
         book.embeddings.copy_(torch.tensor([[1.0, 0.0], [-1.0, 0.0]]))
     generator = torch.Generator().manual_seed(0)
     drawn = [book._anchors(vectors, torch.tensor([0]), generator)[0, 0].item() for _ in range(400)]
-    expected = math.exp(1) / (math.exp(1) + math.exp(-1))
-    assert sum(d > 0 for d in drawn) / 400 == pytest.approx(expected, abs=0.05)
+    assert sum(d > 0 for d in drawn) / 400 == pytest.approx(odds / (1 + odds), abs=0.05)
 
 
 def test_more_codes_live_than_without_anchors():

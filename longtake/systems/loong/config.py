@@ -199,11 +199,13 @@ SIZES = {
     ),
     "small": LoongConfig(
         size=(48, 48),
-        tokenizer=TokenizerConfig(width=8, multipliers=(1, 2, 4, 8), blocks=1, embedding=32, codes=1024, groups=4),
+        tokenizer=TokenizerConfig(
+            width=8, multipliers=(1, 2, 4), blocks=1, embedding=32, codes=1024, compression=(4, 4, 4), groups=4
+        ),
         discriminator=DiscriminatorConfig(width=16, layers=2),
         lm=LMConfig(layers=4, heads=4, width=192, text=TextConfig(24, 500)),
         tokenizer_stage=TokenizerStageConfig(
-            (1500, 4000, 1500),
+            (1500, 3500, 1000),
             (32, 4, 1),
             lr=1e-3,
             betas=(0.9, 0.99),
@@ -212,7 +214,7 @@ SIZES = {
             discriminator_start=4500,
             ema=0.998,
         ),
-        lm_stage=LMStageConfig((2000, 3000, 2000), (32, 16, 4), lr=1e-3, warmup=200, ema=0.998),
+        lm_stage=LMStageConfig((2000, 3000, 3000), (16, 4, 1), lr=1e-3, warmup=200, ema=0.998),
     ),
     "base": LoongConfig(
         tokenizer=TokenizerConfig(width=32, blocks=2, embedding=64),

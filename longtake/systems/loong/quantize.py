@@ -8,6 +8,8 @@ Shapes: B batch, D embedding width, K codes, N vectors in a batch.
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
@@ -23,9 +25,11 @@ NEGLIGIBLE = 1e-7
 """Codes that would move by less than this share of the way stay where they are."""
 ELEMENTS = 1 << 24  # of the largest similarity matrix held at once (64 MB in float32)
 
+Similarity = Literal["distance", "cosine"]
+
 
 class ClusteringCodebook(nn.Module):
-    """K embeddings of width D, chosen by cosine similarity, used unnormalised, trained by gradient.
+    """K embeddings of width D, trained by gradient; a vector takes the most similar one.
 
     In training mode each forward updates the moving shares of use N_k and blends every code with an anchor, a
     vector of the batch drawn with probability softmax of its similarity to the code: e <- (1 - a) e + a anchor,
@@ -35,14 +39,23 @@ class ClusteringCodebook(nn.Module):
         codes: K.
         dim: D.
         commitment: weight of the encoder's term beside the codebook's term, whose weight is 1.
+        similarity: minus the squared distance, as the CVQ paper writes, or the cosine, the default of its released
+            code; codes are used unnormalised either way.
         anchors: False leaves out the anchors: plain vector quantisation (van den Oord et al., 2017), for ablations.
     """
 
     shares: Tensor
 
-    def __init__(self, codes: int, dim: int, commitment: float = 0.25, anchors: bool = True):
+    def __init__(
+        self,
+        codes: int,
+        dim: int,
+        commitment: float = 0.25,
+        similarity: Similarity = "distance",
+        anchors: bool = True,
+    ):
         super().__init__()
-        self.commitment, self.anchors = commitment, anchors
+        self.commitment, self.similarity, self.anchors = commitment, similarity, anchors
         self.embeddings = nn.Parameter(torch.empty(codes, dim).uniform_(-1 / codes, 1 / codes))
         self.register_buffer("shares", torch.zeros(codes))
 
@@ -56,7 +69,7 @@ class ClusteringCodebook(nn.Module):
     def nearest(self, z: Tensor) -> Tensor:
         """The index of the most similar embedding for each vector of `z` (B, D, ...): int64 (B, ...)."""
         with torch.no_grad(), torch.autocast(z.device.type, enabled=False):
-            return self._nearest(_directions(_flatten(z))).view(z.shape[0], *z.shape[2:])
+            return self._nearest(_flatten(z)).view(z.shape[0], *z.shape[2:])
 
     def forward(self, z: Tensor, generator: Generator | None = None) -> Quantised:
         """Quantises `z` (B, D, ...); `generator` (of the CPU) draws the anchors.
@@ -67,7 +80,7 @@ class ClusteringCodebook(nn.Module):
             z = z.float() if z.dtype != torch.float64 else z
             vectors = _flatten(z).detach()
             with torch.no_grad():
-                flat = self._nearest(_directions(vectors))
+                flat = self._nearest(vectors)
             embedded = self.lookup(flat.view(z.shape[0], *z.shape[2:])).to(z.dtype)
             loss = self.commitment * F.mse_loss(z, embedded.detach()) + F.mse_loss(embedded, z.detach())
             usage = torch.bincount(flat, minlength=len(self.embeddings)).to(z.dtype)
@@ -80,11 +93,18 @@ class ClusteringCodebook(nn.Module):
         indices = flat.view(z.shape[0], *z.shape[2:])
         return Quantised(values, indices, loss, perplexity, (usage > 0).to(z.dtype).mean())
 
-    def _nearest(self, directions: Tensor) -> Tensor:
-        """Index (N,) of the most similar code for unit vectors (N, D)."""
-        table = _directions(self.embeddings.detach().to(directions.dtype)).t()
-        rows = max(1, ELEMENTS // table.shape[1])
-        return torch.cat([(part @ table).argmax(1) for part in directions.split(rows)])
+    def _nearest(self, vectors: Tensor) -> Tensor:
+        """Index (N,) of the most similar code for vectors (N, D)."""
+        table = self.embeddings.detach().to(vectors.dtype)
+        parts = vectors.split(max(1, ELEMENTS // len(table)))
+        return torch.cat([self._similarity(part, table).argmax(1) for part in parts])
+
+    def _similarity(self, one: Tensor, two: Tensor) -> Tensor:
+        """(N, D), (M, D) -> (N, M)."""
+        if self.similarity == "cosine":
+            return F.normalize(one, dim=-1) @ F.normalize(two, dim=-1).t()
+        squares = one.square().sum(1)[:, None] + two.square().sum(1)
+        return torch.addmm(squares, one, two.t(), beta=-1, alpha=2)
 
     @torch.no_grad()
     def _update(self, vectors: Tensor, usage: Tensor, generator: Generator | None) -> None:
@@ -103,18 +123,13 @@ class ClusteringCodebook(nn.Module):
 
         Several processes take the first one's.
         """
-        directions = _directions(vectors)
-        codes = _directions(self.embeddings.detach()[rows].to(vectors.dtype))
+        codes = self.embeddings.detach()[rows].to(vectors.dtype)
         chosen = []
         for part in codes.split(max(1, ELEMENTS // len(vectors))):
             uniform = torch.rand(len(part), len(vectors), generator=generator).clamp_(1e-20, 1 - 1e-7)
             gumbel = -torch.log(-torch.log(uniform))
-            chosen.append((part @ directions.t() + gumbel.to(part)).argmax(1))
+            chosen.append((self._similarity(part, vectors) + gumbel.to(part)).argmax(1))
         return vectors[torch.cat(chosen)]
-
-
-def _directions(vectors: Tensor) -> Tensor:
-    return F.normalize(vectors, dim=-1)
 
 
 def _flatten(z: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from torch import Generator, Tensor, nn
 from longtake.errors import UserError
 from longtake.nn.norm import FrameNorm
 from longtake.nn.quantize import EMACodebook, Quantised
-from longtake.systems.loong.quantize import ClusteringCodebook
+from longtake.systems.loong.quantize import ClusteringCodebook, Similarity
 
 Stride = tuple[int, int]  # frames, and rows as well as columns
 
@@ -48,6 +48,8 @@ class TokenizerConfig:
     """Most groups of a norm."""
     quantiser: Literal["cvq", "vq", "ema"] = "cvq"
     """Clustering VQ (the paper's), plain VQ, or moving averages with restarts."""
+    similarity: Similarity = "distance"
+    """By what "cvq" and "vq" choose a code: its distance, or the cosine."""
     commitment: float = 0.25
     """Weight of the commitment loss."""
     separate_first: bool = False
@@ -228,7 +230,9 @@ class Tokenizer(nn.Module):
         self.codebook = (
             EMACodebook(config.codes, config.embedding, commitment=config.commitment, restart=0.5)
             if config.quantiser == "ema"
-            else ClusteringCodebook(config.codes, config.embedding, config.commitment, config.quantiser == "cvq")
+            else ClusteringCodebook(
+                config.codes, config.embedding, config.commitment, config.similarity, config.quantiser == "cvq"
+            )
         )
         self.decoder = Decoder(config)
 
