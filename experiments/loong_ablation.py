@@ -46,6 +46,7 @@ from longtake.metrics.extractors.registry import make_extractor
 from longtake.metrics.frechet import frechet_distance
 from longtake.metrics.motion import MotionMeter
 from longtake.metrics.seam import seam_ratio
+from longtake.rollout.llama import LlamaDecoder
 from longtake.story import Entry, Story
 from longtake.systems.folder import find, load, read_config
 from longtake.systems.loong.config import SIZES, LoongConfig
@@ -228,9 +229,9 @@ def speed(part: str, arm: str, seed: int, args: argparse.Namespace, judge: Judge
     elif arm == "two cached passes":
         for dropped in ([False], [True]):
             rows = system.vocabulary.aligned(system.prefixes([text], dropped))[0]
-            cache = system.lm.new_cache(1, rows.shape[1] + count)
+            decoder = LlamaDecoder(system.lm, 1, rows.shape[1] + count, ids=ids)
             for _ in range(count):
-                system.lm(rows, cache, last_only=True, ids=ids)
+                decoder.extend(rows, torch.arange(rows.shape[1]) + decoder.cache.length)
                 rows = rows[:, -1:]
     elif arm == "two passes without a cache":
         rows = [system.prefixes([text], dropped)[0] for dropped in ([False], [True])]

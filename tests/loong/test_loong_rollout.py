@@ -95,10 +95,19 @@ def test_the_scale_of_guidance():
     tokens = {s: Writer(loong(guidance_scale=s), 1)(TEXTS[:1], context, uniforms) for s in (0.0, 1.0, 4.0)}
     assert len({tuple(t[0].tolist()) for t in tokens.values()}) == 3
     plain = loong(guidance_scale=1.0)
-    assert Writer(plain, 1).cache.batch == 1
-    assert Writer(loong(guidance_scale=4.0), 1).cache.batch == 2
+    assert Writer(plain, 1).decoder.cache.batch == 1
+    assert Writer(loong(guidance_scale=4.0), 1).decoder.cache.batch == 2
     plain.prefixes = lambda texts, dropped=None: Loong.prefixes(plain, texts, [True] * len(texts))  # type: ignore
     assert torch.equal(Writer(plain, 1)(TEXTS[:1], context, uniforms), tokens[0.0])
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "int8"])
+def test_other_precisions(precision):
+    if precision == "int8" and not torch.backends.mkldnn.is_available():
+        pytest.skip("int8 needs oneDNN")
+    video = made_of(loong(precision=precision), story(13))
+    assert video.shape == (1, 3, 13, 16, 16)
+    assert torch.isfinite(video).all()
 
 
 def test_a_video_does_not_depend_on_those_beside_it():

@@ -177,6 +177,8 @@ class LoongSettings:
     """Share of the probability to choose from; 1 means all."""
     guidance_scale: float = 7.5
     """How far logits are pushed from those without text, before top-k; 1 is no guidance."""
+    precision: Literal["float32", "bfloat16", "int8"] = "float32"
+    """Of the language model's arithmetic; int8 is for CPUs only."""
     context: int = 5
     """Frames of the past that an extension starts with: 1 and then the tokenizer's 4 at a time."""
     extend: Literal["reencode", "raw", "grow"] = "reencode"

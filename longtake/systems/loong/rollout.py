@@ -17,8 +17,8 @@ from torch import Tensor
 
 from longtake.errors import UserError
 from longtake.nn.attention import causal_mask
-from longtake.nn.cache import KVCache
 from longtake.rollout.given import count_first_frames, first_frames
+from longtake.rollout.llama import LlamaDecoder
 from longtake.rollout.rng import Rng
 from longtake.rollout.sampling import SamplingSettings, sample
 from longtake.story import Story
@@ -138,14 +138,15 @@ class Writer:
 
     def __init__(self, system: Loong, videos: int):
         settings, config = system.settings, system.config
-        self.system, self.lm, self.scale = system, system.lm, settings.guidance_scale
+        self.system, self.scale = system, settings.guidance_scale
         self.guided = self.scale != 1 and system.texts is not None
         self.sampling = SamplingSettings(settings.temperature, settings.top_k, settings.top_p)
         window, h, w = system.tokenizer.grid(config.frames, *config.size)
         self.area = h * w
         most = len(system.vocabulary.prefix([])) + (system.texts.length if system.texts else 0)
         slices = 2 * window if settings.extend == "grow" else window
-        self.cache: KVCache = self.lm.new_cache(videos * (1 + self.guided), most + slices * self.area)
+        rows, length = videos * (1 + self.guided), most + slices * self.area
+        self.decoder = LlamaDecoder(system.lm, rows, length, settings.precision, system.vocabulary.video)
 
     def __call__(self, texts: list[str], context: Tensor, uniforms: Tensor, place: int = 0) -> Tensor:
         """New codes (B, n) after those of `context` (B, m, h, w).
@@ -167,13 +168,13 @@ class Writer:
         places[:, prefix.shape[1] :] += place * self.area
         seen = places >= 0 if starts.any() else None  # nothing sees what fills up a row
         tokens, uniforms = torch.empty(len(texts), count, dtype=torch.long, device=device), uniforms.to(device)
-        self.cache.reset()
+        self.decoder.cache.reset()
         inputs, mask = torch.cat([prefix, given], 1), _prefill_mask(seen, held)
         for i in range(count):
             end = held + i
             new = places[:, end - inputs.shape[1] : end]
-            logits = self.lm(inputs, self.cache, mask, new, last_only=True, ids=ids)[:, 0].float()
-            tokens[:, i] = sample(self._guide(logits), uniforms[:, i], self.sampling)
+            logits = self._guide(self.decoder.extend(inputs, new, mask))
+            tokens[:, i] = sample(logits, uniforms[:, i], self.sampling)
             inputs = (tokens[:, i : i + 1] + ids.start).repeat(1 + self.guided, 1)
             mask = None if seen is None else seen[:, None, None, : end + 1]
         return tokens
