@@ -11,6 +11,7 @@ REGISTRY = {
     "tats": "longtake.systems.tats.system:TATS",
     "loong": "longtake.systems.loong.system:Loong",
     "classifier": "longtake.systems.classifier.system:Classifier",
+    "upscaler": "longtake.systems.upscaler.system:Upscaler",
 }
 """Name -> module:class of a Trainable, imported when asked for."""
 
