@@ -11,6 +11,7 @@ import torch
 from loong_models import INFO, TEXTS, TINY, loong
 
 from longtake.data import video
+from longtake.data.encode import write_png
 from longtake.errors import UserError
 from longtake.rollout.rng import Rng
 from longtake.story import Entry, Story
@@ -108,6 +109,25 @@ def test_other_precisions(precision):
     video = made_of(loong(precision=precision), story(13))
     assert video.shape == (1, 3, 13, 16, 16)
     assert torch.isfinite(video).all()
+
+
+def test_weights_of_half_the_width(tmp_path):
+    path = tmp_path / "first.png"
+    write_png(path, np.full((16, 16, 3), 90, np.uint8))
+    made = loong().to("cpu", torch.bfloat16)
+    video = made_of(made, story(13, first_frames=str(path)))
+    assert video.dtype == torch.float32
+    assert torch.isfinite(video).all()
+
+
+@torch.inference_mode()
+def test_reconstruction():
+    made, clip = loong(), torch.rand(1, 3, 9, 16, 16) * 2 - 1
+    ((original, shown, tokens, real),) = made.reconstruct([(clip, 7)])
+    assert torch.equal(original, clip)
+    assert torch.equal(tokens, made.tokenizer.tokenize(clip))
+    assert torch.equal(shown, made.tokenizer.detokenize(tokens))
+    assert (real, made.codebook_size) == (7, 64)
 
 
 def test_a_video_does_not_depend_on_those_beside_it():

@@ -248,6 +248,15 @@ def test_the_critic_of_clips_sees_no_pictures():
     assert all(p.grad is None for p in made.tokenizer.parameters())
 
 
+def test_pictures_go_without_a_critic_where_only_clips_have_one():
+    stage = replace(TINY.tokenizer_stage, discriminator_start=0, gan_weight=(0.0, 0.1))
+    made = loong(replace(TINY, tokenizer_stage=stage))
+    for name, frames, judged in (("stills", 1, False), ("clips", 5, True)):
+        engine = Recorder()
+        TokenizerStage(made, 1).step({name: clips(frames)}, engine)
+        assert ("discriminator" in engine.losses) == judged
+
+
 @pytest.mark.parametrize("name", ["cvq", "vq", "ema"])
 def test_each_quantiser_trains(name):
     made = loong(replace(TINY, tokenizer=replace(TINY.tokenizer, quantiser=name)))

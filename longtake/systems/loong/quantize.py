@@ -69,7 +69,7 @@ class ClusteringCodebook(nn.Module):
     def nearest(self, z: Tensor) -> Tensor:
         """The index of the most similar embedding for each vector of `z` (B, D, ...): int64 (B, ...)."""
         with torch.no_grad(), torch.autocast(z.device.type, enabled=False):
-            return self._nearest(_flatten(z)).view(z.shape[0], *z.shape[2:])
+            return self._nearest(_flatten(_at_least_float32(z))).view(z.shape[0], *z.shape[2:])
 
     def forward(self, z: Tensor, generator: Generator | None = None) -> Quantised:
         """Quantises `z` (B, D, ...); `generator` (of the CPU) draws the anchors.
@@ -77,7 +77,7 @@ class ClusteringCodebook(nn.Module):
         `commitment_loss` is commitment * |sg(e) - z|^2 + |e - sg(z)|^2, both as means.
         """
         with torch.autocast(z.device.type, enabled=False):
-            z = z.float() if z.dtype != torch.float64 else z
+            z = _at_least_float32(z)
             vectors = _flatten(z).detach()
             with torch.no_grad():
                 flat = self._nearest(vectors)
@@ -130,6 +130,10 @@ class ClusteringCodebook(nn.Module):
             gumbel = -torch.log(-torch.log(uniform))
             chosen.append((self._similarity(part, vectors) + gumbel.to(part)).argmax(1))
         return vectors[torch.cat(chosen)]
+
+
+def _at_least_float32(z: Tensor) -> Tensor:
+    return z if z.dtype == torch.float64 else z.float()
 
 
 def _flatten(z: Tensor) -> Tensor:

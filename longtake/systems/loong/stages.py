@@ -78,7 +78,8 @@ class TokenizerStage(Stage):
 
     def step(self, batches: dict[str, Batch], engine: Engine) -> dict[str, float]:
         _, batch = only(batches)
-        adversarial = self.before + engine.step >= self.config.discriminator_start
+        judged = self.config.gan_weight[: 1 + (batch["frames"].shape[2] > 1)]  # no critic of clips sees pictures
+        adversarial = self.before + engine.step >= self.config.discriminator_start and any(judged)
         if self.perceptual is not None:
             self.perceptual.to(engine.device)
         made: list[tuple[Tensor, Tensor, Tensor]] = []

@@ -242,7 +242,7 @@ class Tokenizer(nn.Module):
         Raises UserError if the size does not fit the compression.
         """
         self.grid(*video.shape[2:])
-        return self.encoder(video)
+        return self.encoder(video.to(self.decoder.stem.weight.dtype))
 
     def tokenize(self, video: Tensor) -> Tensor:
         """`video` (B, 3, F, H, W) in [-1, 1] -> tokens (B, t, h, w), int64 in [0, codes)."""
