@@ -244,6 +244,15 @@ def test_given_frames(count, used, slices, tmp_path, monkeypatch):
     assert frames.shape[2] == 20
 
 
+def test_a_cut_where_the_given_frames_end(tmp_path, monkeypatch):
+    path = tmp_path / "first.mp4"
+    video.write_video(path, [np.full((5, 16, 16, 3), 90, np.uint8)], 15.0)
+    made, spy = loong(), Spy(monkeypatch)
+    cut = (Entry(prompt=TEXTS[0]), Entry(5 / 15, prompt=TEXTS[1], cut=True))
+    made_of(made, story(14, *cut, first_frames=str(path)))
+    assert [(texts[0], c.shape[1]) for texts, c, _, _ in spy.calls] == [(TEXTS[1], 0)]
+
+
 def test_classes_are_texts():
     made = loong(replace(TINY, lm=replace(TINY.lm, condition="label")))
     assert made.accepts == {"label", "first_frames", "cut"}

@@ -30,9 +30,8 @@ if TYPE_CHECKING:
 def windows(system: Loong, stories: list[Story], rng: Rng) -> Iterator[Tensor]:
     """Frames (B, 3, n, H, W), window by window; given frames come first, as they were given.
 
-    A window takes the text in force at its first new frame. Where a story cuts, a first window begins. Latent slice
-    j that is sampled takes the uniform numbers of its tokens' places in the video, so a window's noise does not
-    depend on how the windows fall.
+    A window takes the text in force at its first new frame. Where a story cuts, a first window begins. Tokens of
+    the j-th latent slice that is sampled take the uniform numbers j h w, j h w + 1 ..., whatever window it is in.
     """
     tokenizer, total = system.tokenizer, stories[0].frames or 0
     _, h, w = tokenizer.grid(system.config.frames, *system.config.size)
@@ -45,6 +44,8 @@ def windows(system: Loong, stories: list[Story], rng: Rng) -> Iterator[Tensor]:
         scene.begin_with(given)
         done = given.shape[2]
     while done < total:
+        if done in cuts:
+            scene = Scene(system, len(stories))
         limit = min([cut for cut in cuts if cut > done] + [total])
         context = scene.context()
         count = scene.latents_for(limit - done)
@@ -54,8 +55,6 @@ def windows(system: Loong, stories: list[Story], rng: Rng) -> Iterator[Tensor]:
         frames = scene.add(context, tokens.view(-1, count, h, w))[:, :, : limit - done]
         yield frames
         done, sampled = done + frames.shape[2], sampled + count
-        if done in cuts:
-            scene = Scene(system, len(stories))
 
 
 class Scene:
