@@ -53,13 +53,12 @@ class Vocabulary:
             prefixes: of any lengths.
             codes: (B, n).
         """
-        longest, n = max(map(len, prefixes)), codes.shape[1]
-        ids = torch.full((len(codes), longest + n - 1), self.special("pad"), device=codes.device)
-        first = torch.tensor([len(p) - 1 for p in prefixes], device=codes.device)
-        for row, prefix, own in zip(ids, prefixes, codes, strict=True):
-            row[: len(prefix)] = torch.tensor(prefix, device=codes.device)
-            row[len(prefix) : len(prefix) + n - 1] = own[:-1] + self.video.start
-        return ids, first[:, None] + torch.arange(n, device=codes.device)
+        n = codes.shape[1]
+        length = max(map(len, prefixes)) + n - 1
+        rows = [prefix + [self.special("pad")] * (length - len(prefix)) for prefix in prefixes]
+        first = torch.tensor([len(prefix) - 1 for prefix in prefixes], device=codes.device)
+        ids, places = torch.tensor(rows, device=codes.device), first[:, None] + torch.arange(n, device=codes.device)
+        return ids.scatter_(1, places[:, 1:], codes[:, :-1] + self.video.start), places
 
     def aligned(self, prefixes: list[list[int]]) -> tuple[Tensor, Tensor]:
         """Prefixes (B, p) that end together, filled up at the start, and the place (B,) where each begins."""
