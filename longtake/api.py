@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -14,12 +15,15 @@ from longtake.config import from_dict, to_dict
 from longtake.data.batch import to_uint8
 from longtake.errors import UserError
 from longtake.rollout.sound import sound_of
+from longtake.rollout.stream import regroup
+from longtake.rollout.upscale import Enlarges, upscale
 from longtake.rollout.write import write_videos
 from longtake.story import Entry, Story, read_story
 from longtake.systems.base import System
 from longtake.systems.folder import load as load
+from longtake.systems.folder import load_trainable
 
-__all__ = ["Entry", "Story", "Video", "configure", "generate", "load", "read_story"]
+__all__ = ["Entry", "Story", "Video", "configure", "generate", "load", "load_upscaler", "read_story"]
 
 Progress = Callable[[int, int], None]
 
@@ -31,15 +35,26 @@ class Video:
         system, stories: what makes them and what they show.
         count, frames_total, fps, size: how many, how long, how fast, (height, width).
         given: frames at the beginning that were given, not generated; metrics leave them out.
+
+    Args:
+        chunk: frames a chunk; None: as they come.
+        upscaler: enlarges the frames (`load_upscaler`).
     """
 
-    def __init__(self, system: System, stories: Sequence[Story], chunk: int | None = None):
-        self.system, self.chunk = system, chunk
+    def __init__(
+        self,
+        system: System,
+        stories: Sequence[Story],
+        chunk: int | None = None,
+        upscaler: Enlarges | None = None,
+    ):
+        self.system, self.chunk, self.upscaler = system, chunk, upscaler
         self.stories = [system.check(story) for story in stories]
         self.count = len(self.stories)
         self.frames_total: int = self.stories[0].frames or 0
         self.fps: float = self.stories[0].fps or system.info.fps
-        self.size = system.info.size
+        factor = upscaler.factor if upscaler else 1
+        self.size = (system.info.size[0] * factor, system.info.size[1] * factor)
 
     @property
     def given(self) -> int:
@@ -47,7 +62,10 @@ class Video:
 
     def chunks(self) -> Iterator[Tensor]:
         """Float (count, 3, t, H, W) in [-1, 1]; each call makes the same videos again."""
-        return self.system.generate(self.stories, self.chunk)
+        if self.upscaler is None:
+            return self.system.generate(self.stories, self.chunk)
+        large = upscale(self.system.generate(self.stories), self.upscaler, self.system.device)
+        return regroup(large, self.frames_total, self.chunk)
 
     def frames(self) -> Iterator[np.ndarray]:
         """uint8 (count, H, W, 3), frame by frame."""
@@ -122,6 +140,7 @@ def generate(
     story: Story | str | Path | None = None,
     videos: int = 1,
     chunk: int | None = None,
+    upscaler: str | Path | None = None,
 ) -> Video:
     """Make a video, or several with the seeds seed, seed + 1 ...
 
@@ -136,6 +155,7 @@ def generate(
         story: a `Story` or a YAML file; other arguments that are given replace its fields.
         videos: how many, made together.
         chunk: frames a chunk; changes memory, never a frame.
+        upscaler: a trained upscaler that enlarges the frames.
 
     Example:
         >>> longtake.generate("tats-atari", frames=1024, seed=3).save("out.mp4")  # doctest: +SKIP
@@ -151,7 +171,20 @@ def generate(
     if source_video is not None:
         told = replace(told, source_video=str(source_video))
     start = told.seed if seed is None else seed
-    return Video(system, [replace(told, seed=start + i) for i in range(videos)], chunk)
+    large = load_upscaler(upscaler, system.device) if upscaler else None
+    return Video(system, [replace(told, seed=start + i) for i in range(videos)], chunk, large)
+
+
+def load_upscaler(name: str | Path, device: torch.device | str = "cpu") -> Enlarges:
+    """The network of a trained upscaler: a folder, a bundled name or a Hub id.
+
+    Raises:
+        UserError: nothing of that name, or it is no upscaler.
+    """
+    made = load_trainable(name, device)
+    if made.name != "upscaler":
+        raise UserError(f"{name} is a {made.name}, not an upscaler; train one with system: upscaler", code=2)
+    return cast(Enlarges, made.networks["upscaler"])
 
 
 def configure(system: System, settings: dict) -> System:

@@ -128,6 +128,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--videos", type=_positive, default=1, metavar="N", help="how many videos (seeds follow on)")
     p.add_argument("--batch", type=_positive, metavar="N", help="how many at a time (default: all)")
     p.add_argument("--sheet", metavar="PNG", help="also write a contact sheet")
+    p.add_argument("--upscale", metavar="MODEL", help="a trained upscaler that enlarges the frames")
     p.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32", help="of the weights")
     p.add_argument("--compile", action="store_true", help="compile the networks first (worth it for long videos)")
     p.add_argument(

@@ -71,10 +71,11 @@ def generate_to_file(args: argparse.Namespace) -> None:
     stories = [system.check(replace(story, seed=story.seed + i)) for i in range(args.videos)]
     if args.compile:
         system.compile()
+    upscaler = api.load_upscaler(args.upscale, system.device) if args.upscale else None
     batch = args.batch or args.videos
     written: list[Path] = []
     for begin in range(0, args.videos, batch):
-        group = api.Video(system, stories[begin : begin + batch])
+        group = api.Video(system, stories[begin : begin + batch], upscaler=upscaler)
         sheet = args.sheet if begin == 0 else None
         with show_progress(f"frames of {group.count} video{'s' * (group.count > 1)}") as progress:
             written += group.save(args.output, progress, sheet, first=begin if args.videos > 1 else None)

@@ -17,6 +17,7 @@ from longtake.story import Entry, Story
 from longtake.systems import folder, system_class
 from longtake.systems.base import System
 from longtake.systems.ccvs.config import SIZES as CCVS_SIZES
+from longtake.systems.loong.config import SIZES as LOONG_SIZES
 from longtake.systems.recall import config as recall
 from longtake.systems.stylegan_v.config import MOCOGAN_SIZES
 from longtake.systems.stylegan_v.config import SIZES as STYLEGAN_V
@@ -82,12 +83,26 @@ LABEL_CCVS = replace(
     prior=replace(TINY_CCVS.prior, label=True, start=False, end_share=0.5, dropout=0.1),
 )
 CONFIGS["ccvs"] = ("tiny", TINY_CCVS)
+TINY_LOONG = replace(
+    LOONG_SIZES["tiny"],
+    tokenizer_stage=replace(
+        LOONG_SIZES["tiny"].tokenizer_stage, steps=(1, 2, 1), batch=(2, 2, 2), discriminator_start=2, ema=0.9
+    ),
+    lm_stage=replace(LOONG_SIZES["tiny"].lm_stage, steps=(1, 2, 1), batch=(2, 2, 2), ema=0.9),
+)
+LABEL_LOONG = replace(
+    TINY_LOONG,
+    lm=replace(TINY_LOONG.lm, condition="label", dropout=0.1, recompute=True),
+    lm_stage=replace(TINY_LOONG.lm_stage, text_dropout=0.5),
+)
 MORE = {
     "tats-label": ("tats", CLASS_TATS),
     "tats-hierarchical": ("tats", SPARSE_TATS),
     "tats-crops": ("tats", CROP_TATS),
     "stylegan_v-label": ("stylegan_v", CLASS_STYLEGAN_V),
     "ccvs-label": ("ccvs", LABEL_CCVS),
+    "loong": ("loong", TINY_LOONG),
+    "loong-label": ("loong", LABEL_LOONG),
 }
 CASES = [(name, config) for name, (_, config) in CONFIGS.items()] + list(MORE.values())
 IDS = [*CONFIGS, *MORE]

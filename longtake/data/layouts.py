@@ -26,7 +26,7 @@ from typing import Any
 from longtake.data.sources import ArrayMedia, Entry, Item, PictureMedia, VideoMedia, entries
 from longtake.errors import UserError
 
-LAYOUTS = ("auto", "videos", "classes", "frames", "stills")
+LAYOUTS = ("auto", "videos", "classes", "frames", "stills", "mixed")
 VIDEOS = re.compile(r"\.(mp4|avi|mkv|webm|mov|mpe?g|m4v|wmv|asf|flv|og[gv]|3gp|m?ts|m2ts|vob|mxf|divx|y4m|gif)")
 PICTURES = re.compile(r"\.(jpe?g|png|webp|bmp)")
 NEUTRAL = {"mp4", "avi", "video", "videos", "frames", "clips"}
@@ -69,7 +69,9 @@ def find(source: Path, layout: str = "auto", split_lists: Sequence[Path] = ()) -
         by_kind[_kind(suffix)].append(entry)
     videos, pictures, others = by_kind["video"], by_kind["picture"], by_kind["other"]
     labels = next((e for e in others if e.path.name == "dataset.json"), None)
-    if videos and layout not in ("frames", "stills"):
+    if layout == "mixed":
+        items, ignored = _videos(videos, "videos") + _stills(pictures), len(others)
+    elif videos and layout not in ("frames", "stills"):
         items = _videos(videos, layout)
         ignored = len(pictures) + len(others)
     else:

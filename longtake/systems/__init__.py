@@ -18,7 +18,9 @@ REGISTRY = {
     "ar2": "longtake.systems.recall.system:AR2",
     "r3": "longtake.systems.recall.system:R3",
     "ccvs": "longtake.systems.ccvs.system:CCVS",
+    "loong": "longtake.systems.loong.system:Loong",
     "classifier": "longtake.systems.classifier.system:Classifier",
+    "upscaler": "longtake.systems.upscaler.system:Upscaler",
 }
 """Name -> module:class of a Trainable, imported when asked for."""
 

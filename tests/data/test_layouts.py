@@ -154,6 +154,19 @@ def test_stills(tmp_path):
     assert len(find(numbered, layout="stills").items) == 2  # ... unless it is said not to be
 
 
+def test_stills_beside_videos(tmp_path):
+    source = lay(tmp_path / "s", ["clips/a.mp4", "clips/b.mp4", "photos/1.jpg", "photos/2.jpg", "notes.doc"])
+    found = find(source, layout="mixed")
+    assert [(item.name, item.still) for item in found.items] == [
+        ("clips/a.mp4", False),
+        ("clips/b.mp4", False),
+        ("photos/1.jpg", True),
+        ("photos/2.jpg", True),
+    ]
+    assert found.ignored == 1
+    assert [item.still for item in find(source).items] == [False, False]
+
+
 def test_class_folders_of_stills_and_of_frames(tmp_path):
     stills = find(lay(tmp_path / "s", ["cat/x.jpg", "cat/tom.jpg", "dog/rex.jpg"]))
     assert sorted(item.label for item in stills.items) == ["cat", "cat", "dog"]

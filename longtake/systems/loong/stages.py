@@ -1,0 +1,225 @@
+"""What Loong trains and in which order: the tokenizer on ever longer clips, then the language model so too.
+
+Shapes: B batch, F frames of a clip, t latent slices, h w rows and columns of tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from longtake.data.batch import Batch
+from longtake.data.clips import ClipSpec, Draw, Still
+from longtake.nn.losses import discriminator_loss, generator_loss
+from longtake.nn.schedule import warmup_cosine
+from longtake.story import Entry, Story
+from longtake.systems.base import Engine, Losses, Stage
+from longtake.systems.loong.losses import by_range, early_weights, psnr, weighted_mean
+
+if TYPE_CHECKING:
+    from longtake.systems.loong.system import Loong
+
+
+def draws(
+    frames: int,
+    size: tuple[int, int],
+    batch: int,
+    stills: float,
+    still_batch: int,
+    conditions: tuple[str, ...] = (),
+) -> dict[str, Draw]:
+    """Pictures alone, clips alone, or each on its share of the updates; a picture is any frame or still."""
+    still = ClipSpec(1, size, Still(), conditions)
+    if frames == 1:
+        return {"stills": Draw(still, batch)}
+    clip = ClipSpec(frames, size, conditions=conditions)
+    if not stills:
+        return {"clips": Draw(clip, batch)}
+    return {"stills": Draw(still, still_batch, share=stills), "clips": Draw(clip, batch, share=1 - stills)}
+
+
+def only(batches: dict[str, Batch]) -> tuple[str, Batch]:
+    """The one draw that a step sees."""
+    ((name, batch),) = batches.items()
+    return name, batch
+
+
+class TokenizerStage(Stage):
+    """Reconstruction, codebook, perceptual and adversarial losses on clips of one length (section 4.1).
+
+    The paper names no losses; these are those of MAGVIT-v2's family. One forward pass serves both updates.
+    """
+
+    trains = ("tokenizer", "image_discriminator", "video_discriminator")
+
+    def __init__(self, system: Loong, number: int):
+        self.config = config = system.config.tokenizer_stage
+        self.name, self.tokenizer = f"tokenizer_{system.config.lengths[number]}", system.tokenizer
+        self.critics = (system.networks["image_discriminator"], system.networks["video_discriminator"])
+        self.perceptual = system.perceptual()
+        self.steps, self.ema = config.steps[number], config.ema
+        self.before, self.total = sum(config.steps[:number]), sum(config.steps)
+        frames, batch = system.config.lengths[number], config.batch[number]
+        self.clips = draws(frames, system.config.size, batch, config.stills, config.batch[0])
+
+    def optimisers(self) -> dict[str, torch.optim.Optimizer]:
+        critics = [p for critic in self.critics for p in critic.parameters()]
+        adam = {"lr": self.config.lr, "betas": self.config.betas}
+        return {
+            "generator": torch.optim.Adam(self.tokenizer.parameters(), **adam),
+            "discriminator": torch.optim.Adam(critics, **adam),
+        }
+
+    def schedule(self, step: int) -> float:
+        return warmup_cosine(self.before + step, self.total, self.config.warmup, self.config.decay)
+
+    def step(self, batches: dict[str, Batch], engine: Engine) -> dict[str, float]:
+        _, batch = only(batches)
+        judged = self.config.gan_weight[: 1 + (batch["frames"].shape[2] > 1)]  # no critic of clips sees pictures
+        adversarial = self.before + engine.step >= self.config.discriminator_start and any(judged)
+        if self.perceptual is not None:
+            self.perceptual.to(engine.device)
+        made: list[tuple[Tensor, Tensor, Tensor]] = []
+
+        def generator(batch: Batch) -> Losses:
+            video = batch["frames"]
+            result = self.tokenizer(video)
+            frame = engine.rng.integers("frame", batch["id"].tolist(), video.shape[2])[0].to(video.device)
+            losses = self._losses(video, result.video, frame, adversarial)
+            made.append((video, result.video.detach().float(), frame))
+            q = result.quantised
+            codes = {"codebook/perplexity": q.perplexity, "codebook/used": q.used}
+            total = sum(losses.values(), start=q.commitment_loss)
+            return {"loss": total, **losses, "commitment": q.commitment_loss, **codes}
+
+        logs = engine.update("generator", generator, batch, self.config.clip)
+        if adversarial:
+            real, fake, frame = (torch.cat(parts) for parts in zip(*made, strict=True))
+            pair = Batch(id=batch["id"], frames=real, fake=fake, frame=frame)
+            logs |= engine.update("discriminator", self._discriminator, pair, self.config.clip)
+        return logs
+
+    def _losses(self, video: Tensor, made: Tensor, frame: Tensor, adversarial: bool) -> Losses:
+        config, error = self.config, made.float() - video
+        losses = {"l1": config.l1_weight * error.abs().mean()}
+        if config.l2_weight:
+            losses["l2"] = config.l2_weight * error.square().mean()
+        if self.perceptual is not None:
+            distance = self.perceptual(pick_frame(made, frame), pick_frame(video, frame)).mean()
+            losses["perceptual"] = config.perceptual_weight * distance
+        if adversarial:
+            fooled = [
+                weight * generator_loss(critic(fake).logits)
+                for critic, weight, _, fake in self._views(video, made, frame)
+            ]
+            losses["adversarial"] = sum(fooled, start=torch.zeros((), device=video.device))
+        return losses
+
+    def _views(self, video: Tensor, fake: Tensor, frame: Tensor) -> Iterator:
+        """(critic, weight, real, fake) of one frame a clip and, where there are several, of the clip."""
+        pairs = [(pick_frame(video, frame), pick_frame(fake, frame)), (video, fake)]
+        for critic, weight, pair in zip(self.critics, self.config.gan_weight, pairs, strict=True):
+            if weight and (pair[0].dim() == 4 or video.shape[2] > 1):
+                yield critic, weight, *pair
+
+    def _discriminator(self, batch: Batch) -> Losses:
+        loss = torch.zeros((), device=batch["frames"].device)
+        means = {"real_logit": loss, "fake_logit": loss}
+        for critic, weight, real_x, fake_x in self._views(batch["frames"], batch["fake"], batch["frame"]):
+            real, fake = critic(real_x).logits, critic(fake_x).logits
+            loss = loss + weight * discriminator_loss(real, fake, self.config.gan_loss)
+            means = {"real_logit": real.mean(), "fake_logit": fake.mean()}
+        return {"loss": loss, **means}
+
+    def validate(self, batches: dict[str, Batch]) -> dict[str, float]:
+        name, batch = only(batches)
+        frames = batch["frames"]
+        result = self.tokenizer(frames)
+        prefix = "val/still_" if name == "stills" and len(self.clips) > 1 else "val/"
+        return {
+            f"{prefix}l1": float((result.video - frames).abs().mean()),
+            f"{prefix}psnr": float(psnr(frames, result.video)),
+            f"{prefix}codebook_used": float(result.quantised.used),
+        }
+
+    def preview(self, batches: dict[str, Batch]) -> Tensor:
+        """Originals above reconstructions, up to four clips side by side."""
+        frames = only(batches)[1]["frames"][:4]
+        pair = torch.stack([frames, self.tokenizer(frames).video.float()])
+        return pair.permute(2, 3, 0, 4, 1, 5).flatten(2, 3).flatten(3, 4)
+
+
+class LMStage(Stage):
+    """Next-token prediction on the frozen tokenizer's tokens, jointly on pictures and clips of one length.
+
+    Equation 1, and equation 2 where clips are longer than the early frames. Equation 2 does not say how pictures
+    weigh beside clips: an update sees either, and both losses are means.
+    """
+
+    trains, frozen = ("lm",), ("tokenizer",)
+
+    def __init__(self, system: Loong, number: int):
+        self.config, self.system = system.config.lm_stage, system
+        config, frames = self.config, system.config.lengths[number]
+        self.name, self.steps, self.ema = f"lm_{frames}", config.steps[number], config.ema
+        asked = {"label": ("label",), "text": ("caption",)}.get(system.config.lm.condition, ())
+        size, batch = system.config.size, config.batch[number]
+        self.clips = draws(frames, size, batch, config.stills, config.batch[0], asked)
+
+    def derive(self, batch: Batch) -> dict[str, Tensor]:
+        """Tokens (B, t, h, w) of the clips; int32 for the cache."""
+        return {"tokens": self.system.tokenizer.tokenize(batch["frames"]).int()}
+
+    def optimisers(self) -> dict[str, torch.optim.Optimizer]:
+        lm = self.system.lm
+        matrices = {id(m.weight): m.weight for m in lm.modules() if isinstance(m, torch.nn.Linear)}
+        groups = [
+            {"params": list(matrices.values()), "weight_decay": self.config.weight_decay},
+            {"params": [p for p in lm.parameters() if id(p) not in matrices], "weight_decay": 0.0},
+        ]
+        return {"lm": torch.optim.AdamW(groups, lr=self.config.lr, betas=(0.9, 0.95))}
+
+    def schedule(self, step: int) -> float:
+        return warmup_cosine(step, self.steps, self.config.warmup, self.config.decay)
+
+    def _loss(self, batch: Batch) -> Losses:
+        tokens = batch["tokens"].long()
+        losses, right = self.system.predict(self.system.prefixes_of(batch), tokens)
+        latents, area = tokens.shape[1], tokens[0, 0].numel()
+        early = self.system.tokenizer.latents(self.system.config.early)
+        weights = early_weights(latents * area, early * area, self.config.early_weight, losses.device)
+        ranges = {f"nll/{name}": value for name, value in by_range(losses, latents, early).items()}
+        return {"loss": weighted_mean(losses, weights), "nll/all": losses.mean(), **ranges, "accuracy": right}
+
+    def step(self, batches: dict[str, Batch], engine: Engine) -> dict[str, float]:
+        _, batch = only(batches)
+        dropped = engine.rng.uniform("text", batch["id"].tolist())[0] < self.config.text_dropout
+        logs = engine.update("lm", self._loss, Batch(**{**batch, "dropped": dropped}), self.config.clip)
+        if "stills" in batches and len(self.clips) > 1:  # pictures and clips each have their curves
+            logs = {k.replace("nll/", "nll/still_"): v for k, v in logs.items()}
+        return logs
+
+    def validate(self, batches: dict[str, Batch]) -> dict[str, float]:
+        name, batch = only(batches)
+        losses = self._loss(batch)
+        prefix = "val/still_" if name == "stills" and len(self.clips) > 1 else "val/"
+        ranges = {f"{prefix}nll_{k[4:]}": float(v) for k, v in losses.items() if k.startswith("nll/")}
+        return {**ranges, f"{prefix}accuracy": float(losses["accuracy"])}
+
+    def preview(self, batches: dict[str, Batch]) -> Tensor:
+        """Up to four new clips, as long as this stage's, side by side."""
+        _, batch = only(batches)
+        frames = max(draw.spec.frames for draw in self.clips.values())
+        spans = batch.get("caption", [[] for _ in range(4)])[:4]
+        told = [(Entry(prompt=own[0][2] if own else ""),) for own in spans]
+        takes = "prompt" in self.system.accepts
+        stories = [Story(frames=frames, seed=i, timeline=own if takes else ()) for i, own in enumerate(told)]
+        return torch.cat(list(torch.cat(list(self.system.generate(stories)), 2)), 3)
+
+
+def pick_frame(video: Tensor, frame: Tensor) -> Tensor:
+    """One frame of each clip: (B, 3, T, H, W), (B,) -> (B, 3, H, W)."""
+    return video[torch.arange(len(video), device=video.device), :, frame]
