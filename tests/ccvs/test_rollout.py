@@ -181,6 +181,32 @@ def test_a_video_ends_at_its_last_frame(frames, first, last, monkeypatch):
         assert count == frames - 1 - begin
 
 
+@pytest.mark.parametrize("share", [0.5, 1.0])
+@pytest.mark.parametrize("given", [0, 1])
+def test_a_video_of_one_window_is_made_towards_its_end_from_the_start(share, given, last, tmp_path, monkeypatch):
+    """A model that only knows clips with an end frame must never be asked for others."""
+    made, seen, near = system(end_share=share), [], []
+    sampler, decode = made.sampler(1), ImageSpace.decode
+    original = sampler.window
+
+    def window(opening, held, states, code_noise, state_noise):
+        seen.append((opening.end is not None, opening.distance, held.shape[1], code_noise.shape[1]))
+        return original(opening, held, states, code_noise, state_noise)
+
+    def recorded(self, tokens, end=None):
+        near.append(end is not None)
+        return decode(self, tokens, end)
+
+    monkeypatch.setattr(made, "sampler", lambda batch: sampler)
+    monkeypatch.setattr(sampler, "window", window)
+    monkeypatch.setattr(ImageSpace, "decode", recorded)
+    video.write_png(tmp_path / "one.png", moving_square(1, 1)[0])
+    first = str(tmp_path / "one.png") if given else None
+    generate(made, Story(frames=6, first_frames=first, last_frame=last))
+    assert seen == [(True, 5, given, 5 - given)]
+    assert near == [True] * (5 - given)
+
+
 def test_the_end_frame_is_context_of_the_final_window_only(first, last, monkeypatch):
     made, near = system(end_share=0.5), []
     decode = ImageSpace.decode

@@ -137,8 +137,9 @@ def context_of(system: CCVS) -> int:
 
 
 def end_from(frames: int, window: int) -> int:
-    """The first frame of a video that is made towards its end: after the first quarter of the final window."""
-    return frames - window + max(1, window // 4)
+    """The first frame of a video that is made towards its end: 0 if it is no longer than a window, else the frame
+    after the first quarter of the final window, for which the frames before must be there."""
+    return 0 if frames <= window else frames - window + max(1, window // 4)
 
 
 def code_frames(
@@ -148,7 +149,8 @@ def code_frames(
 
     A window that is full drops its first `new` frames, with their annotations, and adds `new`; class and start
     token stay, places count from the window's first frame. With an end frame the last window starts so that the end
-    frame is its last, and sees it from the beginning. A token's noise is addressed by its place in the video.
+    frame is its last; frames are made towards it from `end_from` on. A token's noise is addressed by its place in
+    the video.
 
     Args:
         known: (B, m, n) codes of given frames, or None.
