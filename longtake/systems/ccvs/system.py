@@ -135,9 +135,11 @@ class CCVS(System):
         return self.autoencoder.latents(tokens, self.config.grid)
 
     def tokenize(self, video: Tensor) -> Tensor:
-        """Clips (B, 3, T, H, W) in [-1, 1] -> codes (B, T, n), or vectors (B, T, n, D) without a codebook."""
-        z, _ = self.autoencoder.encode(video.transpose(1, 2).flatten(0, 1))
-        return self.autoencoder.tokens(z).unflatten(0, (len(video), -1))
+        """Clips (B, 3, T, H, W) in [-1, 1] -> codes (B, T, n), or vectors (B, T, n, D) without a codebook.
+
+        Frame by frame, so that only one frame's features are held at once.
+        """
+        return torch.stack([self.autoencoder.tokens(self.autoencoder.encode(x)[0]) for x in video.unbind(2)], 1)
 
     def chosen_states(self, states: Tensor) -> Tensor:
         """The library's states (..., D) -> those that the model knows (..., S)."""
