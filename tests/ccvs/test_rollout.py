@@ -278,6 +278,24 @@ def test_states_are_followed_and_drawn_where_none_are_given(tmp_path):
     assert not torch.equal(late, drawn)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kind", ["plain", "vectors", "states", "audio"])
+def test_half_precision_weights_make_videos(kind, dtype, first, last, tmp_path):
+    """`--dtype`: frames, trajectories and sound come in float32."""
+    coder = {"quantiser": "none"} if kind == "vectors" else {}
+    annotation = kind if kind in ("states", "audio") else "none"
+    made = system(coder=coder, estimated=True, annotation=annotation, end_share=0.5, unconditional=True)
+    made.to("cpu", dtype)
+    video.write_audio(tmp_path / "a.wav", np.zeros(10 * SAMPLES, np.float32), int(FPS * SAMPLES))
+    paths = {"states": trajectory(tmp_path / "a.npy", 10), "audio": str(tmp_path / "a.wav")}
+    entry = Entry(**{annotation: paths[annotation]}) if annotation != "none" else Entry()  # type: ignore[arg-type]
+    for story in (Story(frames=10, first_frames=first, last_frame=last, timeline=(entry,)), Story(frames=8)):
+        shown = generate(made, story)
+        assert shown.dtype == torch.float32
+        assert shown.shape[2] == story.frames
+        assert torch.isfinite(shown).all()
+
+
 def test_given_trajectories_reach_the_window(tmp_path, monkeypatch):
     made, seen = system(annotation="states"), []
     sampler = made.sampler(1)

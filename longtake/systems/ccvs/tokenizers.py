@@ -83,7 +83,8 @@ class SoundTokenizer(nn.Module):
 
     def tokens(self, sound: Tensor) -> Tensor:
         """Sound (B, T, samples) -> int64 (B, T, 16)."""
-        return self.codebook.nearest(self.encoder(patches_of(sound))).flatten(1).view(*sound.shape[:2], -1)
+        patches = patches_of(sound).to(self.codebook.embeddings.dtype)
+        return self.codebook.nearest(self.encoder(patches)).flatten(1).view(*sound.shape[:2], -1)
 
 
 def patches_of(sound: Tensor) -> Tensor:
