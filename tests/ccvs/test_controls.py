@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import cast
@@ -14,9 +15,11 @@ from conftest import moving_square
 from goldens import Golden
 
 from longtake.data import video
-from longtake.data.library import LibraryWriter, Row
+from longtake.data.library import Library, LibraryWriter, Row
+from longtake.data.loader import Loader
 from longtake.story import Entry, Story
 from longtake.systems import folder
+from longtake.systems.base import ModelInfo
 from longtake.systems.ccvs.config import SIZES, CCVSConfig
 from longtake.systems.ccvs.convert import convert
 from longtake.systems.ccvs.system import CCVS
@@ -104,10 +107,6 @@ def test_sound_of_the_library(annotated, tmp_path):
 
 def test_stages_learn(annotated):
     """The estimator finds the square from latents of an autoencoder, the sound autoencoder its patches."""
-    from longtake.data.library import Library
-    from longtake.data.loader import Loader
-    from longtake.systems.base import ModelInfo
-
     torch.manual_seed(0)
     info = ModelInfo.of(Library(annotated), (16, 16))
     for kind in ("states", "audio"):
@@ -129,6 +128,30 @@ def test_stages_learn(annotated):
             optimiser.zero_grad()
             losses.append(float(found["state_error" if kind == "states" else "sound_error"].detach()))
         assert losses[-1] < 0.7 * losses[0]
+
+
+@pytest.mark.parametrize("kind", ["states", "audio"])
+def test_tokens_that_annotate_are_made_once_and_in_full_precision(kind, annotated, tmp_path):
+    """They come with the codes, whether kept or made anew, so the loss under autocast has none to make."""
+    library = Library(shutil.copytree(annotated, tmp_path / "own", ignore=shutil.ignore_patterns("cache")))
+    torch.manual_seed(0)
+    made = CCVS(tiny(kind), ModelInfo.of(library, (16, 16))).eval()
+    stage = made.stages()[-1]
+    assert stage.derive is not None
+    loader = Loader(library, stage.clips, derive=(torch.no_grad()(stage.derive), {"weights": "w"}))
+    for _ in range(2):
+        for batches in loader.stream(0, 5):
+            batch = batches["clips"]
+            with torch.no_grad():
+                if kind == "audio":
+                    expected = made.sound.tokens(batch["audio"])
+                else:
+                    expected = made.states.tokens(made.chosen_states(batch["states"]))
+            assert torch.equal(batch["annotation"].long(), expected)
+    for network in (made.networks["sound" if kind == "audio" else "states"], made.autoencoder):
+        network.forward = network.tokens = None  # type: ignore[assignment, method-assign]
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.isfinite(stage._losses(batch, None)["loss"])  # type: ignore[attr-defined]
 
 
 def test_a_converted_autoencoder_can_be_fine_tuned(tmp_path):

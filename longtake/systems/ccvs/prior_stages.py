@@ -112,14 +112,24 @@ class PriorStage(Stage):
         self.clips = {"clips": Draw(spec, self.config.batch)}
         if system.config.autoencoder.quantiser != "none":  # vectors would fill the disk
             self.derive = self._derived
+            self.derive_key = ", ".join(system.state_names) if self.kind == "states" else ""
 
     def _derived(self, batch: Batch) -> dict[str, Tensor]:
-        """Codes (B, N, n) of the clips, and their states (B, N, s) if these are estimated; int32 for the cache."""
-        found = {"codes": self.system.tokenize(batch["frames"]).int()}
-        if self.kind == "states" and self.system.config.states.estimated:
-            latents = self.system.seen_latents(batch["frames"].transpose(1, 2).flatten(0, 1))
-            states = self.system.states.tokens(self.system.states.estimate(latents))
-            found["state_codes"] = states.unflatten(0, (len(batch["frames"]), -1)).int()
+        """Codes (B, N, n) of the clips, and what annotates them (B, N, s); int32 for the cache.
+
+        Made here, in full precision, and not within the loss, where autocast would choose other tokens.
+        """
+        system, kind = self.system, self.kind
+        codes = system.tokenize(batch["frames"])
+        found = {"codes": codes.int()}
+        if kind == "audio":
+            found["annotation"] = system.sound.tokens(batch["audio"]).int()
+        elif kind == "states" and system.config.states.estimated:
+            latents = system.autoencoder.latents(codes.flatten(0, 1), system.config.grid)
+            states = system.states.tokens(system.states.estimate(latents))
+            found["annotation"] = states.unflatten(0, codes.shape[:2]).int()
+        elif kind == "states":
+            found["annotation"] = system.states.tokens(system.chosen_states(batch["states"])).int()
         return found
 
     def optimisers(self) -> dict[str, torch.optim.Optimizer]:
@@ -159,7 +169,7 @@ class PriorStage(Stage):
         else:
             with torch.no_grad():
                 codes = self.system.tokenize(batch["frames"])
-        states, goal = self._states(batch), None
+        states, goal = batch["annotation"].long() if self.kind != "none" else None, None
         if distance is not None:
             distance = distance.to(codes.device)
             goal = codes[torch.arange(len(codes), device=codes.device), distance]
@@ -167,17 +177,6 @@ class PriorStage(Stage):
         if not self.layout.codes:
             return self._regress(labels, codes, goal, distance)
         return self.system.predict(labels, codes, states, goal, distance)
-
-    def _states(self, batch: Batch) -> Tensor | None:
-        """Annotation tokens (B, N, s)."""
-        if self.kind == "none":
-            return None
-        with torch.no_grad():
-            if self.kind == "audio":
-                return self.system.sound.tokens(batch["audio"])
-            if "state_codes" in batch:
-                return batch["state_codes"].long()
-            return self.system.states.tokens(self.system.chosen_states(batch["states"]))
 
     def _regress(
         self, labels: Tensor | None, vectors: Tensor, goal: Tensor | None, distance: Tensor | None
