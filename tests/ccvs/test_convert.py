@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -138,6 +139,10 @@ def test_an_end_frame_transformer_is_told_by_its_options(coder, tmp_path):
     story = Story(frames=9, first_frames="a.png", last_frame="b.png")
     with pytest.raises(UserError, match="only trained towards end frames: it makes at most 4 frames"):
         system.check(story)
+    short = Story(frames=3, first_frames="a.png", last_frame="b.png")
+    with pytest.raises(UserError, match="end frames 3 frames away or more: with one it makes at least 4 frames"):
+        system.check(short)
+    assert system.check(replace(short, frames=4)).frames == 4
 
 
 @pytest.mark.parametrize(

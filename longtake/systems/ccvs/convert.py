@@ -224,6 +224,7 @@ def _prior(
         label=labels > 0,
         start="start_tok_emb" in state,
         end_share=1.0 if options.get("p2p") else 0.0,
+        end_distance=frames - 1 if options.get("p2p") else 1,  # p2p_len is vid_len in the released scripts
         annotation=annotation,  # type: ignore[arg-type]
     )
     return config, grid, frames, classes

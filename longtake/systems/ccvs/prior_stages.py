@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from statistics import fmean
 from typing import TYPE_CHECKING
 
 import torch
@@ -144,21 +145,31 @@ class PriorStage(Stage):
 
         def loss(batch: Batch) -> Losses:
             distance = None
-            if ends:  # the end frame is one of the clip's second half, so short videos are learned too
-                half = self.layout.frames // 2
-                distance = (
-                    half + engine.rng.integers("distance", batch["id"].tolist(), self.layout.frames - half)[0]
-                )
+            if ends:  # at any distance that the end of a video may have
+                least = self.system.config.prior.end_distance
+                drawn = engine.rng.integers("distance", batch["id"].tolist(), self.layout.frames - least)
+                distance = least + drawn[0]
             return self._losses(batch, distance)
 
         return engine.update("prior", loss, batches["clips"], self.config.clip)
 
     def validate(self, batches: dict[str, Batch]) -> dict[str, float]:
-        batch = batches["clips"]
-        distance = None
-        if self.system.config.prior.end_share:
-            distance = torch.full((len(batch["id"]),), self.layout.frames - 1)
-        return {f"val/{name}": float(value) for name, value in self._losses(batch, distance).items()}
+        """Losses without and with an end frame, each that is trained (`free_` and `end_` where both are), and their
+        mean, by which the best weights are chosen."""
+        batch, share = batches["clips"], self.system.config.prior.end_share
+        last = torch.full((len(batch["id"]),), self.layout.frames - 1)
+        modes = {"free_": None} if share < 1 else {}
+        modes |= {"end_": last} if share else {}
+        found = {
+            prefix: {name: float(value) for name, value in self._losses(batch, distance).items()}
+            for prefix, distance in modes.items()
+        }
+        figures = {f"val/{name}": fmean(own[name] for own in found.values()) for name in next(iter(found.values()))}
+        if len(found) > 1:
+            figures |= {
+                f"val/{prefix}{name}": value for prefix, own in found.items() for name, value in own.items()
+            }
+        return figures
 
     def _losses(self, batch: Batch, distance: Tensor | None) -> Losses:
         """Losses of whole clips; with `distance` (B,) of clips less their last frame, towards the frame that far

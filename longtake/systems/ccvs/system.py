@@ -224,6 +224,13 @@ class CCVS(System):
         frames, window = cast(int, story.frames), self.config.frames
         if story.last_frame is not None and frames < 2:
             raise UserError("a video that ends at a given frame needs 2 frames or more", code=2)
+        least = self.config.prior.end_distance
+        if story.last_frame is not None and frames <= least:
+            raise UserError(
+                f"this model was only trained towards end frames {least} frames away or more: with one it makes at "
+                f"least {least + 1} frames",
+                code=2,
+            )
         if self.config.prior.end_share == 1 and frames > window:
             raise UserError(
                 f"this model was only trained towards end frames: it makes at most {window} frames", code=2
