@@ -20,10 +20,11 @@ from longtake.data.loader import Loader
 from longtake.story import Entry, Story
 from longtake.systems import folder
 from longtake.systems.base import ModelInfo
-from longtake.systems.ccvs.config import SIZES, CCVSConfig
+from longtake.systems.ccvs.config import SIZES, CCVSConfig, DiscriminatorConfig
 from longtake.systems.ccvs.convert import convert
+from longtake.systems.ccvs.names import image_discriminator_state, video_discriminator_state
 from longtake.systems.ccvs.system import CCVS
-from longtake.train.loop import Trainer
+from longtake.train.loop import Trainer, build
 from longtake.train.recipe import LoopSettings, Recipe
 
 FPS, SAMPLES, FRAMES = 10.0, 1600, 20
@@ -159,16 +160,31 @@ def test_a_converted_autoencoder_can_be_fine_tuned(tmp_path):
 
     golden = Golden("ccvs_autoencoder_k4")
     networks = {f"qvid_{x}_ema_latest_net_1": part(golden, f"qvid_{x}") for x in "egq"}
+    critics = Golden("ccvs_discriminators")
+    networks |= {f"qvid_{x}_latest_net_1": part(critics, f"qvid_{x}") for x in ("di", "dv")}
     source = folder.save(convert([release(tmp_path / "coder", networks, max_dim=32)], FPS), tmp_path / "model")
-    coder = cast(CCVS, folder.load(source)).config.autoencoder
-    config = replace(tiny("none"), size=(32, 32), autoencoder=coder)
+    converted = folder.load(source).config
+    assert converted.discriminator == DiscriminatorConfig(6, (1, 1, 2, 2))
+    config = replace(
+        tiny("none"), size=(32, 32), autoencoder=converted.autoencoder, discriminator=converted.discriminator
+    )
     config = replace(
         config,
         autoencoder_stage=replace(config.autoencoder_stage, lr=1e-6, steps=1, ema=None),
         prior=replace(config.prior, layers=0),
     )
     library = write_library(tmp_path / "library", size=32)
-    made = train(config, library, tmp_path / "run", init={"autoencoder": str(source)})
+    names = ["autoencoder", "image_discriminator", "video_discriminator"]
+    init = dict.fromkeys(names, str(source))
+    begun = build(Recipe("ccvs", "tiny", config, str(library), "", init=init), Library(library))
+    for name, official in (
+        ("image_discriminator", image_discriminator_state(part(critics, "qvid_di"))),
+        ("video_discriminator", video_discriminator_state(part(critics, "qvid_dv"))),
+    ):
+        own = begun.networks[name].state_dict()
+        assert all(torch.equal(own[key], value) for key, value in official.items())
+    made = train(config, library, tmp_path / "run", init=init)
     before, after = folder.read_state(source), made.autoencoder.state_dict()
-    change = max(float((after[k.removeprefix("autoencoder.")] - v).abs().max()) for k, v in before.items())
+    own = {k.removeprefix("autoencoder."): v for k, v in before.items() if k.startswith("autoencoder.")}
+    change = max(float((after[k] - v).abs().max()) for k, v in own.items())
     assert 0 < change < 1e-4

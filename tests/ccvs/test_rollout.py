@@ -311,7 +311,8 @@ def test_given_trajectories_reach_the_window(tmp_path, monkeypatch):
     codes(made, Story(frames=12, timeline=(Entry(states=path),)))
     rows = torch.from_numpy(np.load(path))
     assert torch.equal(torch.cat(seen, 1)[0], made.states.tokens(rows))
-    assert (made.states.values(made.states.tokens(rows)) - rows).abs().max() <= 0.5 / 16 + 1e-6
+    values = made.states.codebook.embeddings[made.states.tokens(rows), 0]
+    assert (values - rows).abs().max() <= 0.5 / 16 + 1e-6
 
 
 def windows(made: CCVS, monkeypatch) -> list[torch.Tensor]:
@@ -482,17 +483,29 @@ def test_reconstruction_keeps_its_context_from_clip_to_clip():
     assert torch.equal(torch.cat([t for _, _, t, _ in parts], 1), tokens)
 
 
-def test_memory_is_bounded_in_length():
-    """Whatever the length, a window of codes and the context frames are held, and nothing else grows."""
-    made = system({"top_k": 1})
-    story = made.check(Story(frames=60))
-    with torch.inference_mode():
-        stream = rollout.code_frames(made, [story], Rng([0]), None, None)
-        sizes = set()
-        for _ in stream:
-            frame = stream.gi_frame  # type: ignore[attr-defined]
-            sizes.add((frame.f_locals["codes"].shape[1], frame.f_locals["states"].shape[1]))
-    assert sizes == {(6, 6)}
+@pytest.mark.parametrize("keep_first", [0, 2])
+def test_memory_is_bounded_in_length(keep_first, monkeypatch):
+    """Whatever the length, a window of codes and the context frames are held while a video is made."""
+    made, held, window = system({"top_k": 1, "keep_first": keep_first}), [], set()
+    push, sampler = ImageSpace.push, made.sampler(1)
+    original = sampler.window
+
+    def pushed(self, features):
+        push(self, features)
+        held.append(len(self.held))
+
+    def recorded(opening, codes, states, code_noise, state_noise):
+        window.add(codes.shape[1] + code_noise.shape[1])
+        return original(opening, codes, states, code_noise, state_noise)
+
+    monkeypatch.setattr(ImageSpace, "push", pushed)
+    monkeypatch.setattr(made, "sampler", lambda batch: sampler)
+    monkeypatch.setattr(sampler, "window", recorded)
+    sizes = [chunk.shape[2] for chunk in made.generate([Story(frames=60)])]
+    assert sum(sizes) == 60
+    assert max(sizes) == 6
+    assert held == [1, 2] + [3] * 58
+    assert window == {6}
 
 
 @pytest.mark.parametrize(
@@ -507,6 +520,16 @@ def test_memory_is_bounded_in_length():
 def test_settings_that_do_not_fit(settings, message):
     with pytest.raises(UserError, match=message):
         generate(system(settings), Story(frames=4))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"temperature": 0.5}, {"top_k": 5}, {"state_top_k": 5}, {"precision": "bfloat16"}, {"compile": True}],
+)
+def test_settings_that_do_nothing_without_a_codebook(settings):
+    (name,) = settings
+    with pytest.raises(UserError, match=f"^{name} does nothing in a model without codebook"):
+        generate(system(settings, coder={"quantiser": "none"}), Story(frames=4))
 
 
 def test_last_frames_that_cannot_be(first, last):

@@ -10,6 +10,7 @@ network is read with those of its own folder alone.
 from __future__ import annotations
 
 import ast
+import itertools
 import math
 import re
 from collections.abc import Mapping
@@ -24,6 +25,7 @@ from longtake.systems.ccvs.autoencoder import AutoencoderConfig
 from longtake.systems.ccvs.config import (
     AutoencoderStageConfig,
     CCVSConfig,
+    DiscriminatorConfig,
     PriorConfig,
     SoundConfig,
     StatesConfig,
@@ -32,8 +34,10 @@ from longtake.systems.ccvs.names import (
     State,
     autoencoder_state,
     codebook_state,
+    image_discriminator_state,
     layers_state,
     transformer_state,
+    video_discriminator_state,
 )
 from longtake.systems.folder import load_network
 from longtake.systems.foreign import read_foreign
@@ -41,13 +45,16 @@ from longtake.systems.foreign import read_foreign
 if TYPE_CHECKING:
     from longtake.systems.ccvs.system import CCVS
 
-LABELS = ("qvid_e", "qvid_g", "qvid_q", "transformer_t", "state_s", "state_q", "stft_e", "stft_d", "stft_q")
+LABELS = "qvid_e qvid_g qvid_q qvid_di qvid_dv transformer_t state_s state_q stft_e stft_d stft_q".split()
 FILE = re.compile(rf"({'|'.join(LABELS)})(_ema)?(?:_(latest|best))?_net_(\d+)\.pth")
+CRITICS = ("image_discriminator", "video_discriminator")
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 
 
 def convert(paths: list[Path], fps: float, size: tuple[int, int] | None = None) -> CCVS:
     """A system from the authors' folders (or single files), ready to generate and to be fine-tuned.
+
+    Saved, it also holds the discriminators that the folders hold, to begin from with `init`.
 
     Args:
         paths: of the autoencoder, and of the transformer, state estimator and sound autoencoder where wanted.
@@ -77,10 +84,12 @@ def convert(paths: list[Path], fps: float, size: tuple[int, int] | None = None) 
     elif size is None:
         raise UserError(f"{names} does not tell the frame size; give it with --size HxW", code=2)
     unconditional = prior.start or bool(told.get("use_unc_gen"))
+    own = _networks(found)
     config = CCVSConfig(
         frames=frames,
         size=size,
         autoencoder=coder,
+        discriminator=_critics(own),
         autoencoder_stage=AutoencoderStageConfig(unconditional=unconditional, end_share=prior.end_share),
         prior=prior,
         states=_states(found, names) if prior.annotation == "states" else StatesConfig(),
@@ -90,7 +99,7 @@ def convert(paths: list[Path], fps: float, size: tuple[int, int] | None = None) 
     samples = round(16_000 / fps) if prior.annotation == "audio" else None
     info = ModelInfo(fps=fps, size=size, classes=classes, samples_per_frame=samples)
     system = CCVS(config, info)
-    own = _networks(found)
+    system.kept = tuple(name for name in CRITICS if name in own)
     for name in system.inference:
         load_network(system, name, {f"{name}.{key}": value for key, value in own[name].items()}, names)
     return system
@@ -180,6 +189,18 @@ def autoencoder_config(found: Mapping[str, State], options: Mapping[str, Any]) -
     )
 
 
+def _critics(own: Mapping[str, State]) -> DiscriminatorConfig:
+    """Channels of the discriminators, from the shapes of one that is there."""
+    for name in CRITICS:
+        if name in own:
+            blocks = (own[name].get(f"blocks.{i}.conv2.conv.weight") for i in itertools.count())
+            weights = [own[name]["stem.conv.weight"], *itertools.takewhile(lambda w: w is not None, blocks)]
+            levels = [len(cast(Tensor, weight)) for weight in weights]
+            width = math.gcd(*levels)
+            return DiscriminatorConfig(width, tuple(level // width for level in levels))
+    return DiscriminatorConfig()
+
+
 def _prior(
     found: Mapping[str, State], options: Mapping[str, Any], names: str
 ) -> tuple[PriorConfig, tuple[int, int] | None, int, tuple[str, ...]]:
@@ -258,6 +279,10 @@ def _sound(found: Mapping[str, State], names: str) -> SoundConfig:
 def _networks(found: Mapping[str, State]) -> dict[str, State]:
     """Our state dicts of the networks that are there."""
     own = {"autoencoder": autoencoder_state(found["qvid_e"], found["qvid_g"], found.get("qvid_q"))}
+    if "qvid_di" in found:
+        own["image_discriminator"] = image_discriminator_state(found["qvid_di"])
+    if "qvid_dv" in found:
+        own["video_discriminator"] = video_discriminator_state(found["qvid_dv"])
     if "transformer_t" in found:
         own["prior"] = transformer_state(found["transformer_t"])
     if "state_s" in found and "state_q" in found:

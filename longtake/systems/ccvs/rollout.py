@@ -23,6 +23,7 @@ from longtake.rollout.sound import sound_of
 from longtake.rollout.states import states_of
 from longtake.story import Story
 from longtake.systems.ccvs.autoencoder import Autoencoder, Features
+from longtake.systems.ccvs.config import CCVSSettings
 from longtake.systems.ccvs.sampling import Opening
 
 if TYPE_CHECKING:
@@ -174,6 +175,12 @@ def context_of(system: CCVS) -> int:
         UserError: settings that do not fit the model.
     """
     settings, most = system.settings, system.config.autoencoder.context
+    if not system.layout.codes:
+        for name in ("temperature", "top_k", "state_top_k", "precision", "compile"):
+            if getattr(settings, name) != getattr(CCVSSettings(), name):
+                raise UserError(
+                    f"{name} does nothing in a model without codebook (quantiser: none); leave it out", code=2
+                )
     memory = most if settings.context is None else settings.context
     if not 0 <= memory <= most:
         raise UserError(f"context={memory} must lie between 0 and the {most} frames of this model", code=2)

@@ -44,6 +44,8 @@ class CCVS(System):
     def __init__(self, config: CCVSConfig, info: ModelInfo):
         super().__init__(config, info)
         self.settings = CCVSSettings()
+        self.kept: tuple[str, ...] = ()
+        """Discriminators that a saved folder holds too, so that training can begin from them (`convert`)."""
         prior, kind = config.prior, config.prior.annotation
         self._check_library()
         self.accepts = frozenset(
@@ -102,7 +104,7 @@ class CCVS(System):
 
     @property
     def inference(self) -> tuple[str, ...]:
-        return tuple(n for n in self.networks if not n.endswith("discriminator"))
+        return tuple(n for n in self.networks if not n.endswith("discriminator") or n in self.kept)
 
     @property
     def seam_period(self) -> int | None:

@@ -52,10 +52,6 @@ class StateTokenizer(nn.Module):
         """States (..., S) -> int64 of the same shape."""
         return self.codebook.nearest(states.reshape(-1, 1)).view(states.shape)
 
-    def values(self, tokens: Tensor) -> Tensor:
-        """The reverse of `tokens`, up to the spacing of the codebook."""
-        return self.codebook.embeddings[tokens, 0]
-
 
 class SoundTokenizer(nn.Module):
     """One frame's sound, a patch of a spectrogram, to 16 tokens and back."""
