@@ -45,7 +45,8 @@ from longtake.systems.foreign import read_foreign
 if TYPE_CHECKING:
     from longtake.systems.ccvs.system import CCVS
 
-LABELS = "qvid_e qvid_g qvid_q qvid_di qvid_dv transformer_t state_s state_q stft_e stft_d stft_q".split()
+LABELS = [f"qvid_{x}" for x in ("e", "g", "q", "di", "dv")] + [f"stft_{x}" for x in "edq"]
+LABELS += ["transformer_t", "state_s", "state_q"]
 FILE = re.compile(rf"({'|'.join(LABELS)})(_ema)?(?:_(latest|best))?_net_(\d+)\.pth")
 CRITICS = ("image_discriminator", "video_discriminator")
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
