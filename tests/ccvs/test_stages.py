@@ -337,6 +337,11 @@ def test_regressed_latents():
     places = torch.cat([torch.zeros(1, dtype=torch.long), made.layout.frame_places(0, 6)])
     found = made.prior.predict(made.layout.prefix(None, 2), places[:-1], vectors[:, :-1])
     assert float(stage._losses(batch, None)["loss"]) == pytest.approx(float(F.mse_loss(found, vectors)), rel=1e-5)
+    seen = []
+    made.tokenize = lambda video: seen.append(CCVS.tokenize(made, video)) or seen[-1]  # type: ignore[method-assign]
+    with torch.autocast("cpu", torch.bfloat16):
+        stage._losses(batch, None)
+    assert torch.equal(seen[0].flatten(1, 2), vectors)  # not in autocast's precision
 
 
 def test_vgg19_weights_are_told_by_their_names():

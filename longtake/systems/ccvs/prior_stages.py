@@ -178,8 +178,9 @@ class PriorStage(Stage):
         if self.layout.codes:
             codes = batch["codes"].long()
         else:
-            with torch.no_grad():
-                codes = self.system.tokenize(batch["frames"])
+            frames = batch["frames"]
+            with torch.no_grad(), torch.autocast(frames.device.type, enabled=False):
+                codes = self.system.tokenize(frames)
         states, goal = batch["annotation"].long() if self.kind != "none" else None, None
         if distance is not None:
             distance = distance.to(codes.device)
