@@ -1,6 +1,6 @@
 """The ablations of CCVS at small scale: context, flow, sampling, controls (paper Tables 1, 2, 3 and 6, Figure 3).
 
-Models at 32 pixels on one Atari library with states and sound. Three are trained whole or in part:
+Models at 32 pixels on one Atari library with states and sound, trained whole or in part:
 
 * plain: no flow module and no context (Table 1, row 4), with a transformer of its own;
 * base: context of up to 15 frames, and a transformer that predicts;
@@ -20,8 +20,9 @@ Measured, each with held-out clips (VGG-19 and I3D are stood in for by the bundl
     python experiments/ccvs_ablation.py --data data/atari32 --output runs/ccvs-ablation
     python experiments/ccvs_ablation.py --output runs/ccvs-ablation --table     # only rewrite docs/results
 
-Runs resume; what is done is not done again. --arms also takes the rows that are scripts only: codebook sizes and
-none at all (Table 5), codes a frame (Figure 3), layers and heads (Table 2).
+Runs resume; what is done is not done again. --arms adds rows to 1 and 2: codebook sizes and none at all (Table 5),
+codes a frame (Figure 3), layers and heads (Table 2). A table whose reference row does not beat its baselines (the
+last given frame frozen, the mean of all clips) says that nothing can be told from it.
 """
 
 from __future__ import annotations
@@ -56,7 +57,9 @@ from longtake.train.recipe import LoopSettings, Recipe
 SIZE = (32, 32)
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
 PREDICTED = 16
-CONTEXTS, TOP_K = (0, 1, 8, 15), (1, 10, 100)
+CONTEXTS, TOP_K, SAMPLES = (0, 1, 8, 15), (1, 10, 100), 4
+BASELINES = ("last given frame frozen", "mean video", "another's")
+"""Rows that say nothing of a model."""
 WHOLE = ("plain", "base")
 """Arms that train an autoencoder of their own; the others take base's."""
 
@@ -91,7 +94,8 @@ def arms(args: argparse.Namespace) -> dict[str, CCVSConfig]:
 
     estimator = prior(layers=0, annotation="states")
     return {
-        "plain": coder(context=0),
+        # Without context every decoding is "unconditional": it would only be trained twice.
+        "plain": replace(coder(context=0), autoencoder_stage=replace(base.autoencoder_stage, unconditional=False)),
         "base": base,
         "end": prior(end_share=0.5),
         "states": prior(annotation="states"),
@@ -155,14 +159,16 @@ def predict(
     stories = []
     for i, clip in enumerate(clips):
         first, last = scratch / f"first{i}.mp4", scratch / f"last{i}.png"
-        video.write_video(first, [clip.frames[:given]], system.info.fps, crf=0, pixel_format="yuv444p")
         entry, rate = Entry(label=clip.label), system.info.fps
+        hertz = round(clip.sound.shape[1] * rate)
+        heard = {"audio": clip.sound[:given].reshape(-1), "audio_rate": hertz}
+        video.write_video(first, [clip.frames[:given]], rate, crf=0, pixel_format="yuv444p", **heard)
         if told.get("states"):
             np.save(scratch / f"{i}.npy", clip.states[:frames])
             entry = replace(entry, states=str(scratch / f"{i}.npy"))
         if told.get("sound"):
             wave = clip.sound[:frames].reshape(-1)
-            video.write_audio(scratch / f"{i}.wav", wave, round(clip.sound.shape[1] * rate))
+            video.write_audio(scratch / f"{i}.wav", wave, hertz)
             entry = replace(entry, audio=str(scratch / f"{i}.wav"))
         if told.get("end"):
             video.write_png(last, clip.frames[frames - 1])
@@ -174,25 +180,37 @@ def predict(
     return np.stack([to_uint8(one) for one in torch.cat(batches)])
 
 
-def reconstruction(args: argparse.Namespace, scratch: Path) -> dict:
-    """Table 1, "Reconstruction": the first frame is given, so it does not count."""
+def frozen_and_mean(clips: list[Clip], given: int, frames: int) -> dict[str, np.ndarray]:
+    """The baselines: the last given frame for good, and the mean of all clips; (N, frames, H, W, 3) each."""
+    real = np.stack([clip.frames[:frames] for clip in clips])
+    frozen, mean = real.copy(), np.empty_like(real)
+    frozen[:, given:] = real[:, given - 1 : given]
+    mean[:] = real.mean(0).astype(np.uint8)
+    return {BASELINES[0]: frozen, BASELINES[1]: mean}
+
+
+def reconstruction(args: argparse.Namespace, scratch: Path, rows: dict) -> None:
+    """Table 1, "Reconstruction", and Table 5 and Figure 3 by --arms: the first frame is given, so it does not
+    count."""
     clips = held_out(args, PREDICTED, 0)
     real = np.stack([clip.frames for clip in clips])
-    rows = {}
-    for arm in WHOLE:
-        system = train(arm, args)
-        for context in CONTEXTS if arm == "base" else (0,):
-            made = []
-            for clip in real:
-                made.append(to_uint8(decoded(system, to_float(clip)[None], context)[0]))
-            made = np.stack(made)
-            quality = np.mean([psnr(a[1:], b[1:]).clip(max=60).mean() for a, b in zip(real, made, strict=True)])
-            rows[f"{arm}, context {context}"] = {"psnr": float(quality), "fvd": fvd(made, real)}
-    frozen, mean = np.repeat(real[:, :1], PREDICTED, 1), np.broadcast_to(real.mean(0).astype(np.uint8), real.shape)
-    for name, made in (("first frame frozen", frozen), ("mean video", np.ascontiguousarray(mean))):
+
+    def measured(made: np.ndarray) -> dict:
         quality = np.mean([psnr(a[1:], b[1:]).clip(max=60).mean() for a, b in zip(real, made, strict=True)])
-        rows[name] = {"psnr": float(quality), "fvd": fvd(made, real)}
-    return rows
+        return {"psnr": float(quality), "fvd": fvd(made, real)}
+
+    own = [arm for arm in args.arms if arm not in WHOLE and arms(args)[arm].autoencoder_stage.steps]
+    for arm in (*WHOLE, *own):
+        system = train(arm, args)
+        for context in CONTEXTS if arm == "base" else (system.config.autoencoder.context,):
+            name = f"{arm}, context {context}"
+            if name not in rows:
+                begun = time.perf_counter()
+                made = np.stack([to_uint8(decoded(system, to_float(clip)[None], context)[0]) for clip in real])
+                rate = (real.shape[0] * (real.shape[1] - 1)) / (time.perf_counter() - begun)
+                rows[name] = {**measured(made), "frames_a_second": rate}
+    for name, made in frozen_and_mean(clips, 1, PREDICTED).items():
+        rows[name] = measured(made)
 
 
 @torch.no_grad()
@@ -206,49 +224,55 @@ def decoded(system: CCVS, clip: torch.Tensor, context: int) -> torch.Tensor:
     return torch.cat([clip[:, :, :1], torch.stack(made, 2)], 2)
 
 
-def sampling(args: argparse.Namespace, scratch: Path) -> dict:
-    """Table 2, top-k: prediction from one frame; DIV over four samples a clip."""
-    system, clips = train("base", args), held_out(args, PREDICTED, 1)
-    real, rows = np.stack([clip.frames for clip in clips]), {}
-    for top_k in TOP_K:
-        system.settings = replace(system.settings, top_k=top_k)
-        samples = [predict(system, clips, 1, PREDICTED, scratch, 1000 * i) for i in range(4)]
-        spread = [diversity(np.stack(own) / 255) for own in zip(*samples, strict=True)]
-        rows[f"top-k {top_k}"] = {"fvd": fvd(samples[0], real), "div": float(np.mean(spread))}
-    return rows
+def sampling(args: argparse.Namespace, scratch: Path, rows: dict) -> None:
+    """Table 2, top-k, and the rows of --arms: prediction from one frame; DIV over four samples a clip."""
+    clips = held_out(args, PREDICTED, 1)
+    real = np.stack([clip.frames for clip in clips])
+    variants = [("base", {"top_k": k}, f"top-k {k}") for k in TOP_K]
+    variants += [(arm, {}, arm) for arm in args.arms if arm != "base" and arms(args)[arm].prior.layers]
+    for arm, settings, name in variants:
+        if name not in rows:
+            system = train(arm, args)
+            system.settings = replace(system.settings, **settings)
+            begun = time.perf_counter()
+            samples = [predict(system, clips, 1, PREDICTED, scratch, 1000 * i) for i in range(SAMPLES)]
+            rate = SAMPLES * len(clips) * (PREDICTED - 1) / (time.perf_counter() - begun)
+            spread = [diversity(np.stack(own) / 255) for own in zip(*samples, strict=True)]
+            rows[name] = {"fvd": fvd(samples[0], real), "div": float(np.mean(spread)), "frames_a_second": rate}
+    for name, made in frozen_and_mean(clips, 1, PREDICTED).items():
+        rows[name] = {"fvd": fvd(made, real), "div": 0.0}
 
 
-def controls(args: argparse.Namespace, scratch: Path) -> dict:
+def controls(args: argparse.Namespace, scratch: Path, rows: dict) -> None:
     """Table 3, bottom: one frame given; the middle and the last but one frame."""
-    clips, rows = held_out(args, PREDICTED, 2), {}
-    for arm, told in (("base", {}), ("end", {"end": True}), ("states", {"states": True})):
-        made = predict(train(arm, args), clips, 1, PREDICTED, scratch, **told)
+    clips = held_out(args, PREDICTED, 2)
+
+    def measured(made: np.ndarray) -> dict:
         like = [ssim(a.frames, b) for a, b in zip(clips, made, strict=True)]
-        rows[arm] = {f"ssim_{t}": float(np.mean([s[t - 1] for s in like])) for t in (8, 15)}
-    return rows
+        return {f"ssim_{t}": float(np.mean([s[t - 1] for s in like])) for t in (8, 15)}
+
+    for arm, told in (("base", {}), ("end", {"end": True}), ("states", {"states": True})):
+        rows[arm] = measured(predict(train(arm, args), clips, 1, PREDICTED, scratch, **told))
+    rows |= {name: measured(made) for name, made in frozen_and_mean(clips, 1, PREDICTED).items()}
 
 
-def sound(args: argparse.Namespace, scratch: Path) -> dict:
-    """Table 6: 15 frames given of 45."""
-    system, clips, rows = train("sound", args), held_out(args, 45, 3), {}
+def sound(args: argparse.Namespace, scratch: Path, rows: dict) -> None:
+    """Table 6: 15 frames given of 45, with their sound."""
+    system, clips = train("sound", args), held_out(args, 45, 3)
+
+    def measured(made: np.ndarray) -> dict:
+        def mean(metric: Callable, t: int) -> float:
+            pairs = zip(clips, made, strict=True)
+            return float(np.mean([metric(a.frames[t - 1 : t], b[t - 1 : t]).clip(max=60) for a, b in pairs]))
+
+        return {f"{metric.__name__}_{t}": mean(metric, t) for metric in (ssim, psnr) for t in (16, 30, 45)}
+
     for name, told in (("on", {"sound": True}), ("off", {})):
-        made = predict(system, clips, 15, 45, scratch, **told)
-        rows[f"sound {name}"] = {
-            f"{metric.__name__}_{t}": float(
-                np.mean(
-                    [
-                        metric(a.frames[t - 1 : t], b[t - 1 : t]).clip(max=60)
-                        for a, b in zip(clips, made, strict=True)
-                    ]
-                )
-            )
-            for metric in (ssim, psnr)
-            for t in (16, 30, 45)
-        }
-    return rows
+        rows[f"sound {name}"] = measured(predict(system, clips, 15, 45, scratch, **told))
+    rows |= {name: measured(made) for name, made in frozen_and_mean(clips, 15, 45).items()}
 
 
-def steering(args: argparse.Namespace, scratch: Path) -> dict:
+def steering(args: argparse.Namespace, scratch: Path, rows: dict) -> None:
     """The place that the estimator finds in made frames against the trajectory asked for."""
     clips, judge = held_out(args, 32, 4), train("estimator", args)
     made = predict(train("states", args), clips, 1, 32, scratch, states=True)
@@ -261,38 +285,35 @@ def steering(args: argparse.Namespace, scratch: Path) -> dict:
     found, real = (np.stack([places(v) for v in many]) for many in (made, [c.frames for c in clips]))
     asked = np.stack([clip.states for clip in clips]) * SIZE[0]
 
-    def error(a: np.ndarray, b: np.ndarray) -> float:
-        return float(np.linalg.norm(a[:, 1:] - b[:, 1:], axis=-1).mean())
+    def error(a: np.ndarray, b: np.ndarray) -> dict:
+        return {"pixels": float(np.linalg.norm(a[:, 1:] - b[:, 1:], axis=-1).mean())}
 
-    return {
-        "pixels": {
-            "asked for": error(found, asked),
-            "another's": error(found, np.roll(asked, 1, 0)),
-            "real frames (the estimator's own error)": error(real, asked),
-        }
-    }
+    rows["asked for"] = error(found, asked)
+    rows[BASELINES[2]] = error(found, np.roll(asked, 1, 0))
+    rows["real frames (the estimator's own error)"] = error(real, asked)
 
 
-def long(args: argparse.Namespace, scratch: Path) -> dict:
+def long(args: argparse.Namespace, scratch: Path, rows: dict) -> None:
     """FVD to real clips and motion, a value for each 16 frames of 512."""
     system, clips = train("base", args), held_out(args, PREDICTED, 5)
-    real, rows = np.stack([clip.frames for clip in clips]), {}
+    real = np.stack([clip.frames for clip in clips])
     for context in (0, 15):
         system.settings = replace(system.settings, context=context)
         made = predict(system, clips, 1, 512, scratch)
         windows = [made[:, t : t + PREDICTED] for t in range(0, 512, PREDICTED)]
         motion = [float(np.abs(np.diff(w / 255, axis=1)).mean()) for w in windows]
         rows[f"context {context}"] = {"fvd": [fvd(w, real) for w in windows], "motion": motion}
-    return rows
+    for name, made in frozen_and_mean(clips, 1, PREDICTED).items():
+        rows[name] = {"fvd": fvd(made, real), "motion": float(np.abs(np.diff(made / 255, axis=1)).mean())}
 
 
-def speed(args: argparse.Namespace, scratch: Path) -> dict:
+def speed(args: argparse.Namespace, scratch: Path, rows: dict) -> None:
     """One video of 16 frames; the released way runs the whole sequence again for every token."""
     system = train("base", args)
     system.eval()
     begun = time.perf_counter()
     torch.cat(list(system.generate([Story(frames=PREDICTED)])), 2)
-    cached = PREDICTED / (time.perf_counter() - begun)
+    rows["cached, decoding included"] = {"frames_a_second": PREDICTED / (time.perf_counter() - begun)}
     layout, device = system.layout, system.device
     ids = layout.prefix(torch.zeros(1, dtype=torch.long), 1).to(device)
     places = torch.cat([torch.zeros(ids.shape[1], dtype=torch.long), layout.frame_places(0, PREDICTED)]).to(device)
@@ -301,15 +322,38 @@ def speed(args: argparse.Namespace, scratch: Path) -> dict:
         while ids.shape[1] < len(places):
             logits = system.prior.predict(ids, places[: ids.shape[1]])[:, -1]
             ids = torch.cat([ids, logits.argmax(1, keepdim=True)], 1)
-    naive = PREDICTED / (time.perf_counter() - begun)
-    return {
-        "frames a second": {"cached, decoding included": cached, "run again for every token, codes only": naive}
-    }
+    rows["run again for every token, codes only"] = {"frames_a_second": PREDICTED / (time.perf_counter() - begun)}
 
 
-MEASURES: dict[str, Callable[[argparse.Namespace, Path], dict]] = {
+MEASURES: dict[str, Callable[[argparse.Namespace, Path, dict], None]] = {
     f.__name__: f for f in (reconstruction, sampling, controls, sound, steering, long, speed)
 }
+GROWING = ("reconstruction", "sampling")
+"""Measures to which --arms adds rows."""
+REFERENCE = {
+    "reconstruction": ("base, context 15", "psnr", 1),
+    "sampling": ("top-k 100", "fvd", -1),
+    "controls": ("base", "ssim_15", 1),
+    "sound": ("sound on", "ssim_45", 1),
+    "steering": ("asked for", "pixels", -1),
+    "long": ("context 15", "fvd", -1),
+}
+"""A row of each measure that must beat its baselines: which, by what, and 1 if more of it is better."""
+
+
+def values_of(records: list[dict], row: str, key: str) -> list[float]:
+    """A cell's value in each record that has it."""
+    return [float(np.mean(r["rows"][row][key])) for r in records if key in r["rows"].get(row, {})]
+
+
+def trained_enough(name: str, records: list[dict]) -> bool:
+    """Whether a measure's reference row beats all its baselines, on the mean over seeds."""
+    if name not in REFERENCE:
+        return True
+    row, key, sign = REFERENCE[name]
+    own = np.mean(values_of(records, row, key) or np.nan)
+    others = [np.mean(found) for name in BASELINES if (found := values_of(records, name, key))]
+    return all(sign * own > sign * other for other in others)
 
 
 def table(folder: Path) -> str:
@@ -318,21 +362,36 @@ def table(folder: Path) -> str:
     for name in MEASURES:
         records = [json.loads(p.read_text()) for p in sorted(folder.glob(f"{name}-seed*.json"))]
         lines += [f"\n**{name}** ({len(records)} seeds)" if records else f"\n**{name}**: not run"]
-        for row in records[0]["rows"] if records else ():
+        rows = dict.fromkeys(row for record in records for row in record["rows"])
+        for row in rows:
             cells = []
-            for key in records[0]["rows"][row]:
-                values = [np.mean(r["rows"][row][key]) for r in records]
+            for key in next(r["rows"][row] for r in records if row in r["rows"]):
+                values = values_of(records, row, key)
                 spread = f" ({min(values):.4g}-{max(values):.4g})" if len(values) > 1 else ""
                 cells.append(f"{key} {np.mean(values):.4g}{spread}")
             lines.append(f"- {row}: " + ", ".join(cells))
+        if records and not trained_enough(name, records):
+            lines.append(f"\nNot trained enough to tell: {REFERENCE[name][0]} does not beat the baselines.")
     return "\n".join(lines)
+
+
+def run(name: str, args: argparse.Namespace) -> None:
+    """One measure: what its record lacks, then the record anew."""
+    record = Path(args.output) / f"{name}-seed{args.seed}.json"
+    rows = json.loads(record.read_text())["rows"] if record.exists() else {}
+    if rows and name not in GROWING:
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        MEASURES[name](args, Path(scratch), rows)
+    told = {"seed": args.seed, "clips": args.clips, "library": Library(args.data).hash, "rows": rows}
+    record.write_text(json.dumps(told, indent=1))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", help="an Atari library of 32 pixels")
     parser.add_argument("--output", required=True)
-    parser.add_argument("--arms", nargs="+", default=[], help="arms to train beside those that are measured")
+    parser.add_argument("--arms", nargs="+", default=[], help="more arms to train and to measure")
     parser.add_argument("--measures", nargs="+", choices=list(MEASURES), default=list(MEASURES))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--clips", type=int, default=64, help="held-out clips of a measure")
@@ -344,14 +403,11 @@ def main() -> None:
     folder = Path(args.output)
     if not args.table:
         for arm in args.arms:
+            if arm not in arms(args):
+                parser.error(f"unknown arm {arm!r}; known: {', '.join(arms(args))}")
             train(arm, args)
         for name in args.measures:
-            record = folder / f"{name}-seed{args.seed}.json"
-            if not record.exists():
-                with tempfile.TemporaryDirectory() as scratch:
-                    rows = MEASURES[name](args, Path(scratch))
-                told = {"seed": args.seed, "clips": args.clips, "library": Library(args.data).hash, "rows": rows}
-                record.write_text(json.dumps(told, indent=1))
+            run(name, args)
     records = {
         p.stem: json.loads(p.read_text()) for name in MEASURES for p in sorted(folder.glob(f"{name}-seed*.json"))
     }

@@ -115,7 +115,8 @@ class Loader:
         kept = self.derived[name]
         fresh: dict[str, Tensor] = {}
         if missing:
-            fresh = {k: v.cpu() for k, v in self.derive(Batch(frames=batch["frames"])).items()}
+            told = {key: batch[key][missing] for key in ("audio", "states") if key in batch}
+            fresh = {k: v.cpu() for k, v in self.derive(Batch(frames=batch["frames"], **told)).items()}
             kept.put([clips[i].number for i in missing], fresh)
             batch.pop("frames")
         have = [i for i in range(len(clips)) if i not in missing]

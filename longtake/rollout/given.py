@@ -53,6 +53,23 @@ def first_frames(stories: list[Story], size: tuple[int, int]) -> Tensor | None:
     return torch.from_numpy(resized).permute(0, 4, 1, 2, 3).float().div_(127.5).sub_(1)
 
 
+def first_sound(story: Story, samples: int) -> np.ndarray | None:
+    """The sound of a resolved story's given first frames: float32 (n, samples) in [-1, 1], silence where the file's
+    ends early; None where it has none, or there are no such frames.
+
+    Args:
+        story: with its rate.
+        samples: a frame.
+    """
+    path = story.first_frames
+    if path is None or _is_picture(Path(path)) or video.probe(path).audio_rate is None:
+        return None
+    assert story.fps is not None
+    count = len(_wanted(story)) * samples
+    wave = video.read_audio(path, round(samples * story.fps))[:count]
+    return np.pad(wave, (0, count - len(wave))).reshape(-1, samples)
+
+
 def last_frame(stories: list[Story], size: tuple[int, int]) -> Tensor | None:
     """The given last frames (B, 3, H, W) in [-1, 1] of stories that are told together; None if there are none.
 

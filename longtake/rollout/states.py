@@ -39,11 +39,12 @@ def read_states(path: str | Path, names: tuple[str, ...]) -> np.ndarray:
     return rows
 
 
-def states_of(story: Story, names: tuple[str, ...]) -> np.ndarray:
-    """The states of a resolved story: float32 (frames, len(names)) in [0, 1], NaN before its first trajectory.
+def states_of(story: Story, names: tuple[str, ...], given: int = 0) -> np.ndarray:
+    """The states of a resolved story: float32 (frames, len(names)) in [0, 1], NaN where no trajectory tells them.
 
     Each trajectory runs from the start of its entry until the next entry that names one, or the story's end, and
-    must last that long; what it has beyond is cut off.
+    must last that long; what it has beyond is cut off. One from the story's start may also have `given` rows, those
+    of the frames that the video is given to start with.
 
     Raises:
         UserError: as `read_states`, or a trajectory that is too short.
@@ -57,6 +58,8 @@ def states_of(story: Story, names: tuple[str, ...]) -> np.ndarray:
         if begin == end:
             continue
         rows = read_states(str(entry.states), names)
+        if begin == 0 and len(rows) == given:
+            end = min(end, given)
         if len(rows) < end - begin:
             raise UserError(
                 f"{entry.states} has {len(rows)} rows and is to run for {end - begin} frames; give a longer "

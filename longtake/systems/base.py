@@ -92,7 +92,8 @@ class Stage(ABC):
     ema: float | None = None
     """Decay of the averaged weights an update; None means the paper has none."""
     derive: Callable[[Batch], dict[str, Tensor]] | None = None
-    """Replaces `frames` by tensors that the frozen networks make of them, kept between epochs."""
+    """Replaces `frames` by tensors that the frozen networks make of them, and of `audio` and `states` where the
+    clips have them, kept between epochs."""
 
     derive_key: str = ""
     """What the derived tensors depend on beside the frozen networks' weights and the clips."""

@@ -87,6 +87,18 @@ def test_beta_is_on_the_commitment_term_unless_the_quirk_is_asked_for():
         assert float(codebook.embeddings.grad[0]) == pytest.approx(-0.5 if official else -2.0)
 
 
+def test_the_codebook_is_searched_and_taught_in_full_precision():
+    """Also where convolutions run in bfloat16, which cannot tell near codes apart."""
+    torch.manual_seed(0)
+    codebook, z = GradientCodebook(64, 8), torch.randn(4, 8, 4, 4) / 64
+    expected = codebook(z)
+    with torch.autocast("cpu", torch.bfloat16):
+        found, half = codebook(z), codebook(z.bfloat16())
+    assert torch.equal(found.indices, expected.indices)
+    assert torch.equal(found.commitment_loss, expected.commitment_loss)
+    assert half.values.dtype == half.commitment_loss.dtype == torch.float32
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_the_discriminators_are_the_official_ones(dtype):
     golden = Golden("ccvs_discriminators")

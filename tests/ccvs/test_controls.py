@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import cast
@@ -14,13 +15,16 @@ from conftest import moving_square
 from goldens import Golden
 
 from longtake.data import video
-from longtake.data.library import LibraryWriter, Row
+from longtake.data.library import Library, LibraryWriter, Row
+from longtake.data.loader import Loader
 from longtake.story import Entry, Story
 from longtake.systems import folder
-from longtake.systems.ccvs.config import SIZES, CCVSConfig
+from longtake.systems.base import ModelInfo
+from longtake.systems.ccvs.config import SIZES, CCVSConfig, DiscriminatorConfig
 from longtake.systems.ccvs.convert import convert
+from longtake.systems.ccvs.names import image_discriminator_state, video_discriminator_state
 from longtake.systems.ccvs.system import CCVS
-from longtake.train.loop import Trainer
+from longtake.train.loop import Trainer, build
 from longtake.train.recipe import LoopSettings, Recipe
 
 FPS, SAMPLES, FRAMES = 10.0, 1600, 20
@@ -104,10 +108,6 @@ def test_sound_of_the_library(annotated, tmp_path):
 
 def test_stages_learn(annotated):
     """The estimator finds the square from latents of an autoencoder, the sound autoencoder its patches."""
-    from longtake.data.library import Library
-    from longtake.data.loader import Loader
-    from longtake.systems.base import ModelInfo
-
     torch.manual_seed(0)
     info = ModelInfo.of(Library(annotated), (16, 16))
     for kind in ("states", "audio"):
@@ -131,21 +131,60 @@ def test_stages_learn(annotated):
         assert losses[-1] < 0.7 * losses[0]
 
 
+@pytest.mark.parametrize("kind", ["states", "audio"])
+def test_tokens_that_annotate_are_made_once_and_in_full_precision(kind, annotated, tmp_path):
+    """They come with the codes, whether kept or made anew, so the loss under autocast has none to make."""
+    library = Library(shutil.copytree(annotated, tmp_path / "own", ignore=shutil.ignore_patterns("cache")))
+    torch.manual_seed(0)
+    made = CCVS(tiny(kind), ModelInfo.of(library, (16, 16))).eval()
+    stage = made.stages()[-1]
+    assert stage.derive is not None
+    loader = Loader(library, stage.clips, derive=(torch.no_grad()(stage.derive), {"weights": "w"}))
+    for _ in range(2):
+        for batches in loader.stream(0, 5):
+            batch = batches["clips"]
+            with torch.no_grad():
+                if kind == "audio":
+                    expected = made.sound.tokens(batch["audio"])
+                else:
+                    expected = made.states.tokens(made.chosen_states(batch["states"]))
+            assert torch.equal(batch["annotation"].long(), expected)
+    for network in (made.networks["sound" if kind == "audio" else "states"], made.autoencoder):
+        network.forward = network.tokens = None  # type: ignore[assignment, method-assign]
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.isfinite(stage._losses(batch, None)["loss"])  # type: ignore[attr-defined]
+
+
 def test_a_converted_autoencoder_can_be_fine_tuned(tmp_path):
     from conftest import write_library
 
     golden = Golden("ccvs_autoencoder_k4")
     networks = {f"qvid_{x}_ema_latest_net_1": part(golden, f"qvid_{x}") for x in "egq"}
+    critics = Golden("ccvs_discriminators")
+    networks |= {f"qvid_{x}_latest_net_1": part(critics, f"qvid_{x}") for x in ("di", "dv")}
     source = folder.save(convert([release(tmp_path / "coder", networks, max_dim=32)], FPS), tmp_path / "model")
-    coder = cast(CCVS, folder.load(source)).config.autoencoder
-    config = replace(tiny("none"), size=(32, 32), autoencoder=coder)
+    converted = folder.load(source).config
+    assert converted.discriminator == DiscriminatorConfig(6, (1, 1, 2, 2))
+    config = replace(
+        tiny("none"), size=(32, 32), autoencoder=converted.autoencoder, discriminator=converted.discriminator
+    )
     config = replace(
         config,
         autoencoder_stage=replace(config.autoencoder_stage, lr=1e-6, steps=1, ema=None),
         prior=replace(config.prior, layers=0),
     )
     library = write_library(tmp_path / "library", size=32)
-    made = train(config, library, tmp_path / "run", init={"autoencoder": str(source)})
+    names = ["autoencoder", "image_discriminator", "video_discriminator"]
+    init = dict.fromkeys(names, str(source))
+    begun = build(Recipe("ccvs", "tiny", config, str(library), "", init=init), Library(library))
+    for name, official in (
+        ("image_discriminator", image_discriminator_state(part(critics, "qvid_di"))),
+        ("video_discriminator", video_discriminator_state(part(critics, "qvid_dv"))),
+    ):
+        own = begun.networks[name].state_dict()
+        assert all(torch.equal(own[key], value) for key, value in official.items())
+    made = train(config, library, tmp_path / "run", init=init)
     before, after = folder.read_state(source), made.autoencoder.state_dict()
-    change = max(float((after[k.removeprefix("autoencoder.")] - v).abs().max()) for k, v in before.items())
+    own = {k.removeprefix("autoencoder."): v for k, v in before.items() if k.startswith("autoencoder.")}
+    change = max(float((after[k] - v).abs().max()) for k, v in own.items())
     assert 0 < change < 1e-4

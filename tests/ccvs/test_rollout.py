@@ -27,13 +27,19 @@ FPS, SAMPLES = 10.0, 1600
 INFO = ModelInfo(FPS, (16, 16), ("a", "b"), (1, 3), ("x", "y", "fire"), SAMPLES)
 
 
-def system(settings: dict | None = None, coder: dict | None = None, unconditional: bool = True, **prior) -> CCVS:
+def system(
+    settings: dict | None = None,
+    coder: dict | None = None,
+    unconditional: bool = True,
+    estimated: bool = False,
+    **prior,
+) -> CCVS:
     torch.manual_seed(0)
     config = replace(
         TINY,
         autoencoder=replace(TINY.autoencoder, **(coder or {})),
         autoencoder_stage=replace(TINY.autoencoder_stage, unconditional=unconditional),
-        states=replace(TINY.states, names=("x", "y")),
+        states=replace(TINY.states, names=("x", "y"), estimated=estimated),
         prior=replace(TINY.prior, **prior),
     )
     made = CCVS(config, INFO)
@@ -124,6 +130,44 @@ def test_fewer_context_frames_and_none():
     assert not torch.allclose(free, generate(system({"context": 1}), story))
 
 
+@pytest.mark.parametrize("keep_first", [0, 1])
+def test_given_frames_are_encoded_one_by_one(keep_first, tmp_path, monkeypatch):
+    """A window's codes and the context frames are kept of them, whatever their number."""
+    made, seen, held = system({"keep_first": keep_first}), [], []
+    encode, push = made.autoencoder.encode, ImageSpace.push
+
+    def recorded(frames):
+        seen.append(frames.clone())
+        return encode(frames)
+
+    def pushed(self, features):
+        push(self, features)
+        held.append(len(self.held))
+
+    path = tmp_path / "long.mp4"
+    video.write_video(path, [moving_square(1, 20)], FPS, crf=0, pixel_format="yuv444p")
+    given = to_float(video.read_frames(path, range(20)))[None]
+    with torch.no_grad():
+        expected, features = made.tokenize(given), [encode(f)[1] for f in given.unbind(2)]
+    space = ImageSpace(made.autoencoder, (4, 4), 3, keep_first)
+    monkeypatch.setattr(made.autoencoder, "encode", recorded)
+    monkeypatch.setattr(ImageSpace, "push", pushed)
+    with torch.no_grad():
+        known = rollout.take_in(made, space, given)
+    assert torch.equal(known, expected[:, -6:])
+    assert all(len(frames) == 1 for frames in seen)
+    assert len(seen) == 6 + keep_first
+    assert max(held) == 3
+    kept = [0, 18, 19] if keep_first else [17, 18, 19]
+    assert all(torch.equal(a[0], features[t][0]) for a, t in zip(space.held, kept, strict=True))
+    story = made.check(Story(frames=23, first_frames=str(path)))
+    with torch.inference_mode():
+        parts = [rollout.code_frames(made, [story], Rng([0]), codes, None) for codes in (known, expected)]
+        one, two = (torch.cat(list(part), 1) for part in parts)
+    assert torch.equal(one, two)  # frame numbers and noise are those of the whole video
+    assert one.shape[1] == 3
+
+
 def test_the_first_frames_can_stay_in_context():
     """keep_first freezes the oldest slots and slides the others."""
     made = system()
@@ -181,6 +225,32 @@ def test_a_video_ends_at_its_last_frame(frames, first, last, monkeypatch):
         assert count == frames - 1 - begin
 
 
+@pytest.mark.parametrize("share", [0.5, 1.0])
+@pytest.mark.parametrize("given", [0, 1])
+def test_a_video_of_one_window_is_made_towards_its_end_from_the_start(share, given, last, tmp_path, monkeypatch):
+    """A model that only knows clips with an end frame must never be asked for others."""
+    made, seen, near = system(end_share=share), [], []
+    sampler, decode = made.sampler(1), ImageSpace.decode
+    original = sampler.window
+
+    def window(opening, held, states, code_noise, state_noise):
+        seen.append((opening.end is not None, opening.distance, held.shape[1], code_noise.shape[1]))
+        return original(opening, held, states, code_noise, state_noise)
+
+    def recorded(self, tokens, end=None):
+        near.append(end is not None)
+        return decode(self, tokens, end)
+
+    monkeypatch.setattr(made, "sampler", lambda batch: sampler)
+    monkeypatch.setattr(sampler, "window", window)
+    monkeypatch.setattr(ImageSpace, "decode", recorded)
+    video.write_png(tmp_path / "one.png", moving_square(1, 1)[0])
+    first = str(tmp_path / "one.png") if given else None
+    generate(made, Story(frames=6, first_frames=first, last_frame=last))
+    assert seen == [(True, 5, given, 5 - given)]
+    assert near == [True] * (5 - given)
+
+
 def test_the_end_frame_is_context_of_the_final_window_only(first, last, monkeypatch):
     made, near = system(end_share=0.5), []
     decode = ImageSpace.decode
@@ -208,6 +278,24 @@ def test_states_are_followed_and_drawn_where_none_are_given(tmp_path):
     assert not torch.equal(late, drawn)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kind", ["plain", "vectors", "states", "audio"])
+def test_half_precision_weights_make_videos(kind, dtype, first, last, tmp_path):
+    """`--dtype`: frames, trajectories and sound come in float32."""
+    coder = {"quantiser": "none"} if kind == "vectors" else {}
+    annotation = kind if kind in ("states", "audio") else "none"
+    made = system(coder=coder, estimated=True, annotation=annotation, end_share=0.5, unconditional=True)
+    made.to("cpu", dtype)
+    video.write_audio(tmp_path / "a.wav", np.zeros(10 * SAMPLES, np.float32), int(FPS * SAMPLES))
+    paths = {"states": trajectory(tmp_path / "a.npy", 10), "audio": str(tmp_path / "a.wav")}
+    entry = Entry(**{annotation: paths[annotation]}) if annotation != "none" else Entry()  # type: ignore[arg-type]
+    for story in (Story(frames=10, first_frames=first, last_frame=last, timeline=(entry,)), Story(frames=8)):
+        shown = generate(made, story)
+        assert shown.dtype == torch.float32
+        assert shown.shape[2] == story.frames
+        assert torch.isfinite(shown).all()
+
+
 def test_given_trajectories_reach_the_window(tmp_path, monkeypatch):
     made, seen = system(annotation="states"), []
     sampler = made.sampler(1)
@@ -223,12 +311,83 @@ def test_given_trajectories_reach_the_window(tmp_path, monkeypatch):
     codes(made, Story(frames=12, timeline=(Entry(states=path),)))
     rows = torch.from_numpy(np.load(path))
     assert torch.equal(torch.cat(seen, 1)[0], made.states.tokens(rows))
-    assert (made.states.values(made.states.tokens(rows)) - rows).abs().max() <= 0.5 / 16 + 1e-6
+    values = made.states.codebook.embeddings[made.states.tokens(rows), 0]
+    assert (values - rows).abs().max() <= 0.5 / 16 + 1e-6
 
 
-def test_states_of_given_frames_are_drawn_where_no_trajectory_tells_them(first):
+def windows(made: CCVS, monkeypatch) -> list[torch.Tensor]:
+    """Collects the annotations (1, m + t, s) that each window is told, -1 where nothing tells them."""
+    told: list[torch.Tensor] = []
+    sampler = made.sampler(1)
+    original = sampler.window
+
+    def window(opening, held, states, code_noise, state_noise):
+        told.append(states.clone())
+        return original(opening, held, states, code_noise, state_noise)
+
+    monkeypatch.setattr(made, "sampler", lambda batch: sampler)
+    monkeypatch.setattr(sampler, "window", window)
+    return told
+
+
+def test_states_of_given_frames_are_estimated(first, tmp_path, monkeypatch):
+    """Where the model has an estimator and no trajectory tells them; those of new frames are drawn."""
+    made = system(annotation="states", estimated=True)
+    told = windows(made, monkeypatch)
+    generate(made, Story(frames=8, first_frames=first))
+    given = to_float(video.read_frames(first, range(3)))
+    with torch.no_grad():
+        seen = made.states.tokens(made.states.estimate(made.seen_latents(given.transpose(0, 1))))
+    assert torch.equal(told[0][0, :3], seen)
+    assert (told[0][0, 3:] == -1).all()
+    path = trajectory(tmp_path / "a.npy", 7)
+    generate(made, Story(frames=8, first_frames=first, timeline=(Entry(0.1, states=path),)))
+    rows = made.states.tokens(torch.from_numpy(np.load(path)))
+    assert torch.equal(told[-3][0], torch.cat([seen[:1], rows[:5]]))
+
+
+def test_without_an_estimator_states_of_given_frames_are_drawn(first, monkeypatch):
     made = system(annotation="states")
+    told = windows(made, monkeypatch)
     assert generate(made, Story(frames=8, first_frames=first)).shape[2] == 8
+    assert (told[0] == -1).all()
+
+
+def test_a_trajectory_may_cover_the_given_frames_alone(first, tmp_path, monkeypatch):
+    made = system(annotation="states")
+    told = windows(made, monkeypatch)
+    path = trajectory(tmp_path / "a.npy", 3)
+    generate(made, Story(frames=8, first_frames=first, timeline=(Entry(states=path),)))
+    assert torch.equal(told[0][0, :3], made.states.tokens(torch.from_numpy(np.load(path))))
+    assert (told[0][0, 3:] == -1).all()
+    short = Story(frames=8, first_frames=first, timeline=(Entry(states=trajectory(tmp_path / "b.npy", 2)),))
+    with pytest.raises(UserError, match="has 2 rows and is to run for 8 frames"):
+        generate(made, short)
+
+
+def test_given_frames_have_their_own_sound(first, tmp_path, monkeypatch):
+    """If the story tells none and the file they come from has some; that of new frames is drawn."""
+    made = system(annotation="audio")
+    told = windows(made, monkeypatch)
+    generate(made, Story(frames=8, first_frames=first))
+    assert (told[0] == -1).all()
+    wave = np.random.default_rng(0).uniform(-1, 1, 3 * SAMPLES).astype(np.float32)
+    frames, path = moving_square(1, 3), str(tmp_path / "heard.mp4")
+    video.write_video(path, [frames], FPS, audio=wave, audio_rate=int(FPS * SAMPLES))
+    told.clear()
+    generate(made, Story(frames=8, first_frames=path))
+    with torch.no_grad():
+        heard = np.pad(video.read_audio(path, int(FPS * SAMPLES)), (0, SAMPLES))[: 3 * SAMPLES]
+        track = torch.from_numpy(np.pad(heard, (0, SAMPLES))).view(1, 4, SAMPLES)
+        own = made.sound.tokens(track)[:, :3]
+    assert torch.equal(told[0][:, :3], own)
+    assert (told[0][:, 3:] == -1).all()
+    silent = Story(frames=8, first_frames=path, timeline=(Entry(audio=str(tmp_path / "a.wav")),))
+    video.write_audio(tmp_path / "a.wav", np.zeros(8 * SAMPLES, np.float32), int(FPS * SAMPLES))
+    told.clear()
+    generate(made, silent)  # what the story tells comes first
+    assert not torch.equal(told[0][:, :3], own)
+    assert (told[0] >= 0).all()
 
 
 def test_trajectory_files(tmp_path):
@@ -324,17 +483,29 @@ def test_reconstruction_keeps_its_context_from_clip_to_clip():
     assert torch.equal(torch.cat([t for _, _, t, _ in parts], 1), tokens)
 
 
-def test_memory_is_bounded_in_length():
-    """Whatever the length, a window of codes and the context frames are held, and nothing else grows."""
-    made = system({"top_k": 1})
-    story = made.check(Story(frames=60))
-    with torch.inference_mode():
-        stream = rollout.code_frames(made, [story], Rng([0]), None, None)
-        sizes = set()
-        for _ in stream:
-            frame = stream.gi_frame  # type: ignore[attr-defined]
-            sizes.add((frame.f_locals["codes"].shape[1], frame.f_locals["states"].shape[1]))
-    assert sizes == {(6, 6)}
+@pytest.mark.parametrize("keep_first", [0, 2])
+def test_memory_is_bounded_in_length(keep_first, monkeypatch):
+    """Whatever the length, a window of codes and the context frames are held while a video is made."""
+    made, held, window = system({"top_k": 1, "keep_first": keep_first}), [], set()
+    push, sampler = ImageSpace.push, made.sampler(1)
+    original = sampler.window
+
+    def pushed(self, features):
+        push(self, features)
+        held.append(len(self.held))
+
+    def recorded(opening, codes, states, code_noise, state_noise):
+        window.add(codes.shape[1] + code_noise.shape[1])
+        return original(opening, codes, states, code_noise, state_noise)
+
+    monkeypatch.setattr(ImageSpace, "push", pushed)
+    monkeypatch.setattr(made, "sampler", lambda batch: sampler)
+    monkeypatch.setattr(sampler, "window", recorded)
+    sizes = [chunk.shape[2] for chunk in made.generate([Story(frames=60)])]
+    assert sum(sizes) == 60
+    assert max(sizes) == 6
+    assert held == [1, 2] + [3] * 58
+    assert window == {6}
 
 
 @pytest.mark.parametrize(
@@ -349,6 +520,16 @@ def test_memory_is_bounded_in_length():
 def test_settings_that_do_not_fit(settings, message):
     with pytest.raises(UserError, match=message):
         generate(system(settings), Story(frames=4))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"temperature": 0.5}, {"top_k": 5}, {"state_top_k": 5}, {"precision": "bfloat16"}, {"compile": True}],
+)
+def test_settings_that_do_nothing_without_a_codebook(settings):
+    (name,) = settings
+    with pytest.raises(UserError, match=f"^{name} does nothing in a model without codebook"):
+        generate(system(settings, coder={"quantiser": "none"}), Story(frames=4))
 
 
 def test_last_frames_that_cannot_be(first, last):

@@ -282,7 +282,7 @@ def test_the_prior_loss_is_the_cross_entropy_of_codes_and_of_states(annotation, 
 
 @torch.no_grad()
 def test_clips_towards_an_end_frame():
-    """The end frame is one of the second half, its codes stand first at its place; the last frame is left out."""
+    """The end frame is any but the first, its codes stand first at its place; the last frame is left out."""
     made = annotated(end_share=1.0)
     stage, batch, layout = PriorStage(made), clips(2, 6), made.layout
     assert stage.derive is not None
@@ -301,10 +301,27 @@ def test_clips_towards_an_end_frame():
     assert float(losses["loss"]) == pytest.approx(float(expected), rel=1e-4)
     seen = []
     made.predict = lambda *args: seen.append(args[4]) or {"loss": torch.zeros((), requires_grad=True)}  # type: ignore
-    for step in range(40):
-        engine = Recorder(step)
-        stage.step({"clips": Batch(**{**batch, "id": torch.tensor([step, 99 - step])})}, engine)
-    assert {int(d) for distances in seen for d in distances} == {3, 4, 5}
+    for least in (1, 4):
+        made.config = replace(made.config, prior=replace(made.config.prior, end_distance=least))
+        seen.clear()
+        for step in range(40):
+            engine = Recorder(step)
+            stage.step({"clips": Batch(**{**batch, "id": torch.tensor([step, 99 - step])})}, engine)
+        assert {int(d) for distances in seen for d in distances} == set(range(least, 6))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_validation_measures_every_mode_that_is_trained(share):
+    made = annotated(end_share=share)
+    stage, batch = PriorStage(made), clips(2, 6)
+    assert stage.derive is not None
+    batch |= stage.derive(batch)
+    free, end = (float(stage._losses(batch, d)["loss"]) for d in (None, torch.tensor([5, 5])))
+    found = stage.validate({"clips": batch})
+    assert found["val/loss"] == pytest.approx({0.0: free, 0.5: (free + end) / 2, 1.0: end}[share])
+    both = {k: v for k, v in found.items() if k in ("val/free_loss", "val/end_loss")}
+    assert both == (pytest.approx({"val/free_loss": free, "val/end_loss": end}) if share == 0.5 else {})
 
 
 @torch.no_grad()
@@ -320,6 +337,11 @@ def test_regressed_latents():
     places = torch.cat([torch.zeros(1, dtype=torch.long), made.layout.frame_places(0, 6)])
     found = made.prior.predict(made.layout.prefix(None, 2), places[:-1], vectors[:, :-1])
     assert float(stage._losses(batch, None)["loss"]) == pytest.approx(float(F.mse_loss(found, vectors)), rel=1e-5)
+    seen = []
+    made.tokenize = lambda video: seen.append(CCVS.tokenize(made, video)) or seen[-1]  # type: ignore[method-assign]
+    with torch.autocast("cpu", torch.bfloat16):
+        stage._losses(batch, None)
+    assert torch.equal(seen[0].flatten(1, 2), vectors)  # not in autocast's precision
 
 
 def test_vgg19_weights_are_told_by_their_names():
@@ -357,11 +379,21 @@ def test_vgg19_weights_are_told_by_their_names():
             },
             "takes no annotation",
         ),
+        ({"prior": replace(TINY.prior, end_distance=6)}, "end_distance is 6 but must lie between 1 and 5"),
     ],
 )
 def test_configurations_that_cannot_be(fields, message):
     with pytest.raises(ValueError, match=message):
         replace(TINY, **fields)
+
+
+def test_an_end_frame_needs_a_frame_before_it():
+    with pytest.raises(ValueError, match="clips of 2 frames have none between first and last; end_share needs 3"):
+        replace(TINY.autoencoder_stage, frames=2, end_share=0.5)
+    made = system(frames=3, end_share=1.0)
+    engine = Recorder(1)
+    AutoencoderStage(made).step({"images": images(), "clips": clips(2, 3)}, engine)
+    assert all(torch.isfinite(losses["loss"]) for _, losses in engine.losses)
 
 
 @pytest.mark.parametrize(

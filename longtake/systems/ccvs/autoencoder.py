@@ -154,7 +154,7 @@ class Autoencoder(nn.Module):
 
     def encode(self, frames: Tensor) -> tuple[Tensor, Features]:
         """`frames` (B, 3, H, W) in [-1, 1] -> latents before quantisation (B, D, h, w), context features."""
-        return self.encoder((frames - self.mean) / self.std)
+        return self.encoder(((frames - self.mean) / self.std).to(self.encoder.stem.conv.weight.dtype))
 
     def quantise(self, z: Tensor) -> Quantised:
         """Latents (B, D, h, w) -> what the decoder sees, codes and loss; as they are without a codebook."""

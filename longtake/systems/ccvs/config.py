@@ -82,6 +82,8 @@ class AutoencoderStageConfig:
             raise ValueError(f"clips of {self.frames} frames need 2 or more, and a span of at least as many")
         if not 0 <= self.end_share <= 1:
             raise ValueError(f"end_share is {self.end_share} but must lie between 0 and 1")
+        if self.end_share and self.frames < 3:
+            raise ValueError(f"clips of {self.frames} frames have none between first and last; end_share needs 3")
 
 
 @dataclass(frozen=True)
@@ -104,8 +106,11 @@ class PriorConfig:
     start: bool = False
     """Whether a start token does, so that videos can begin with no given frame."""
     end_share: float = 0.0
-    """Share of the training steps whose clips end at a frame that is shown first; 0: no end frames. With 1, the
-    released training, a window without end frame has never been seen, and a video is no longer than a window."""
+    """Share of the training steps whose clips end at a frame that is shown first; 0: no end frames. With 1 a window
+    without end frame has never been seen, and a video is no longer than a window."""
+    end_distance: int = 1
+    """Least distance, in frames, of an end frame from the first; the released models know one only, the 15 frames
+    of a window. A video with an end frame is no shorter."""
     annotation: Literal["none", "states", "audio"] = "none"
     """What stands before the codes of each frame."""
 
@@ -204,6 +209,11 @@ class CCVSConfig:
             )
         if self.frames < 2:
             raise ValueError(f"a window of {self.frames} frames leaves nothing to predict; give 2 or more")
+        if not 1 <= self.prior.end_distance < self.frames:
+            raise ValueError(
+                f"end_distance is {self.prior.end_distance} but must lie between 1 and {self.frames - 1}, the last "
+                "frame of a window"
+            )
         if self.autoencoder.quantiser == "none" and self.prior.annotation != "none":
             raise ValueError('quantiser "none" regresses latents and takes no annotation; use annotation: none')
 

@@ -2,12 +2,15 @@
 
 A release is a folder a network family (autoencoder, transformer, state estimator, sound autoencoder), each with
 `opt.pkl` or `opt.txt` and one state dict a network: `{label}[_ema]_{latest|best}_net_{iteration}.pth`. The averaged
-weights (`_ema`) are taken where there are any, as the released code does for inference.
+weights (`_ema`) are taken where there are any, but with a transformer that begins with a start token the others: so
+do the released scripts for inference. Every folder holds the options of all families, most of them defaults, so a
+network is read with those of its own folder alone.
 """
 
 from __future__ import annotations
 
 import ast
+import itertools
 import math
 import re
 from collections.abc import Mapping
@@ -22,6 +25,7 @@ from longtake.systems.ccvs.autoencoder import AutoencoderConfig
 from longtake.systems.ccvs.config import (
     AutoencoderStageConfig,
     CCVSConfig,
+    DiscriminatorConfig,
     PriorConfig,
     SoundConfig,
     StatesConfig,
@@ -30,8 +34,10 @@ from longtake.systems.ccvs.names import (
     State,
     autoencoder_state,
     codebook_state,
+    image_discriminator_state,
     layers_state,
     transformer_state,
+    video_discriminator_state,
 )
 from longtake.systems.folder import load_network
 from longtake.systems.foreign import read_foreign
@@ -39,13 +45,17 @@ from longtake.systems.foreign import read_foreign
 if TYPE_CHECKING:
     from longtake.systems.ccvs.system import CCVS
 
-LABELS = ("qvid_e", "qvid_g", "qvid_q", "transformer_t", "state_s", "state_q", "stft_e", "stft_d", "stft_q")
+LABELS = [f"qvid_{x}" for x in ("e", "g", "q", "di", "dv")] + [f"stft_{x}" for x in "edq"]
+LABELS += ["transformer_t", "state_s", "state_q"]
 FILE = re.compile(rf"({'|'.join(LABELS)})(_ema)?(?:_(latest|best))?_net_(\d+)\.pth")
+CRITICS = ("image_discriminator", "video_discriminator")
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 
 
 def convert(paths: list[Path], fps: float, size: tuple[int, int] | None = None) -> CCVS:
     """A system from the authors' folders (or single files), ready to generate and to be fine-tuned.
+
+    Saved, it also holds the discriminators that the folders hold, to begin from with `init`.
 
     Args:
         paths: of the autoencoder, and of the transformer, state estimator and sound autoencoder where wanted.
@@ -63,66 +73,66 @@ def convert(paths: list[Path], fps: float, size: tuple[int, int] | None = None) 
     for label in ("qvid_e", "qvid_g"):
         if label not in found:
             raise UserError(f"{names} holds no {label}*_net_*.pth; give the folder of the frame autoencoder too")
-    coder = autoencoder_config(found, options)
-    prior, grid, frames, classes = _prior(found, options, names)
+    told = _of_family(options["qvid_g"], "q_")
+    coder = autoencoder_config(found, told)
+    prior, grid, frames, classes = _prior(found, _of_family(options.get("transformer_t", {}), "x_"), names)
     factor = coder.compression
-    side = options.get("max_dim")
+    side = told.get("max_dim")
     if size is None and grid is not None:
         size = grid[0] * factor, grid[1] * factor
     elif size is None and isinstance(side, int):
         size = side, side
     elif size is None:
         raise UserError(f"{names} does not tell the frame size; give it with --size HxW", code=2)
-    unconditional = prior.start or bool(options.get("use_unc_gen"))
+    unconditional = prior.start or bool(told.get("use_unc_gen"))
+    own = _networks(found)
     config = CCVSConfig(
         frames=frames,
         size=size,
         autoencoder=coder,
+        discriminator=_critics(own),
         autoencoder_stage=AutoencoderStageConfig(unconditional=unconditional, end_share=prior.end_share),
         prior=prior,
-        states=_states(found, options, names) if prior.annotation == "states" else StatesConfig(),
+        states=_states(found, names) if prior.annotation == "states" else StatesConfig(),
         sound=_sound(found, names) if prior.annotation == "audio" else SoundConfig(),
     )
     # Sound is heard at 16 kHz or the nearest rate with whole samples a frame.
     samples = round(16_000 / fps) if prior.annotation == "audio" else None
     info = ModelInfo(fps=fps, size=size, classes=classes, samples_per_frame=samples)
     system = CCVS(config, info)
-    own = _networks(found)
+    system.kept = tuple(name for name in CRITICS if name in own)
     for name in system.inference:
         load_network(system, name, {f"{name}.{key}": value for key, value in own[name].items()}, names)
     return system
 
 
-def read_official(paths: list[Path]) -> tuple[dict[str, State], dict[str, Any]]:
-    """State dicts by their labels, and the options of all folders together; runs none of the code they name.
+def read_official(paths: list[Path]) -> tuple[dict[str, State], dict[str, dict[str, Any]]]:
+    """State dicts by their labels, and the options of each one's folder; runs none of the code they name.
 
     Raises:
         UserError: a file is damaged or hostile, or no folder holds a network of CCVS.
     """
-    chosen: dict[str, tuple[tuple[bool, bool, int], Path]] = {}
-    options: dict[str, Any] = {}
+    files: dict[str, list[tuple[bool, bool, int, Path]]] = {}
     for path in paths:
-        files = sorted(path.iterdir()) if path.is_dir() else [path]
-        for file in files:
+        for file in sorted(path.iterdir()) if path.is_dir() else [path]:
             if m := FILE.fullmatch(file.name):
-                rank = bool(m[2]), m[3] == "best", int(m[4])
-                if m[1] not in chosen or rank > chosen[m[1]][0]:
-                    chosen[m[1]] = rank, file
-        options |= _options(path if path.is_dir() else path.parent)
-    if not chosen:
+                files.setdefault(m[1], []).append((bool(m[2]), m[3] == "best", int(m[4]), file))
+    if not files:
         told = ", ".join(map(str, paths))
         raise UserError(f"{told} holds no network of CCVS (files such as qvid_e_ema_latest_net_100000.pth)", code=2)
-    found = {}
-    for label, (_, file) in chosen.items():
+    found, options, averaged = {}, {}, True
+    for label in sorted(files, key=lambda label: label != "transformer_t"):  # it says which of the others are taken
+        file = max(files[label], key=lambda f: (f[0] == averaged, *f[1:3]))[3]
         content = read_foreign(file)
         if not isinstance(content, dict) or not all(isinstance(v, Tensor) for v in content.values()):
             raise UserError(f"{file} holds no weights; give the files as the authors published them")
-        found[label] = content
+        found[label], options[label] = content, _options(file.parent)
+        averaged = averaged and "start_tok_emb" not in content
     return found, options
 
 
 def _options(folder: Path) -> dict[str, Any]:
-    """Training options, without the prefixes q_ and x_ that some have; later ones win over unset ones."""
+    """What a folder's options say, under their full names."""
     raw: dict[str, Any] = {}
     if (folder / "opt.txt").is_file():
         for line in (folder / "opt.txt").read_text().splitlines():
@@ -131,8 +141,13 @@ def _options(folder: Path) -> dict[str, Any]:
     if (folder / "opt.pkl").is_file():
         content = read_foreign(folder / "opt.pkl")
         raw |= {k: v for k, v in content.items() if isinstance(k, str)} if isinstance(content, dict) else {}
-    plain = {re.sub(r"^[qx]_", "", key): value for key, value in raw.items()}
-    return {key: value for key, value in plain.items() if value is not None}
+    return {key: value for key, value in raw.items() if value is not None}
+
+
+def _of_family(options: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    """The options of one family, without their prefix, before those that have none."""
+    own = {key.removeprefix(prefix): value for key, value in options.items() if key.startswith(prefix)}
+    return {**options, **own}
 
 
 def _value(text: str) -> Any:
@@ -143,7 +158,11 @@ def _value(text: str) -> Any:
 
 
 def autoencoder_config(found: Mapping[str, State], options: Mapping[str, Any]) -> AutoencoderConfig:
-    """The configuration of an official autoencoder: from shapes what they tell, context from the options."""
+    """The configuration of an official autoencoder, all but the pixels' mean from shapes.
+
+    Frames of context are those of the released scripts that generate (15, Kinetics 8); the options only tell the 4
+    of training.
+    """
     encoder, decoder = found["qvid_e"], found["qvid_g"]
     last = max(int(m[1]) for key in encoder if (m := re.match(r"blocks\.(\d+)\.0\.weight", key)))
     levels = [encoder["blocks.0.0.weight"].shape[0]]
@@ -151,15 +170,12 @@ def autoencoder_config(found: Mapping[str, State], options: Mapping[str, Any]) -
     width = math.gcd(*levels)
     latent = encoder[f"blocks.{last}.0.weight"].shape[0]
     convs = "inter_blocks.0.subpixel.convs."
-    context = options.get("skip_memory")
-    shared, flow = 0.75, (128, 64, 32)
+    shared, context, flow = 0.75, 0, (128, 64, 32)
     if f"{convs}0.0.weight" in decoder:
         channels = (decoder[f"{convs}0.0.weight"].shape[1] - 3) // 2
-        shared = options.get("inter_p", channels / levels[-1])
+        shared = channels / levels[-1]
         flow = cast(tuple[int, int, int], tuple(decoder[f"{convs}{i}.0.weight"].shape[0] for i in range(3)))
-        context = context if isinstance(context, int) and context > 1 else 15
-    else:
-        context = 0
+        context = 8 if str(options.get("dataset", "")).startswith("kinetics") else 15
     return AutoencoderConfig(
         width=width,
         multipliers=tuple(level // width for level in levels),
@@ -168,10 +184,22 @@ def autoencoder_config(found: Mapping[str, State], options: Mapping[str, Any]) -
         codes=found["qvid_q"]["embedding.weight"].shape[0] if "qvid_q" in found else 2,
         official_beta=True,
         context=context,
-        shared=float(shared),
+        shared=shared,
         flow_widths=flow,
         **(IMAGENET if options.get("imagenet_norm") else {}),
     )
+
+
+def _critics(own: Mapping[str, State]) -> DiscriminatorConfig:
+    """Channels of the discriminators, from the shapes of one that is there."""
+    for name in CRITICS:
+        if name in own:
+            blocks = (own[name].get(f"blocks.{i}.conv2.conv.weight") for i in itertools.count())
+            weights = [own[name]["stem.conv.weight"], *itertools.takewhile(lambda w: w is not None, blocks)]
+            levels = [len(cast(Tensor, weight)) for weight in weights]
+            width = math.gcd(*levels)
+            return DiscriminatorConfig(width, tuple(level // width for level in levels))
+    return DiscriminatorConfig()
 
 
 def _prior(
@@ -218,12 +246,13 @@ def _prior(
         label=labels > 0,
         start="start_tok_emb" in state,
         end_share=1.0 if options.get("p2p") else 0.0,
+        end_distance=frames - 1 if options.get("p2p") else 1,  # p2p_len is vid_len in the released scripts
         annotation=annotation,  # type: ignore[arg-type]
     )
     return config, grid, frames, classes
 
 
-def _states(found: Mapping[str, State], options: Mapping[str, Any], names: str) -> StatesConfig:
+def _states(found: Mapping[str, State], names: str) -> StatesConfig:
     for label in ("state_s", "state_q"):
         if label not in found:
             raise UserError(
@@ -251,6 +280,10 @@ def _sound(found: Mapping[str, State], names: str) -> SoundConfig:
 def _networks(found: Mapping[str, State]) -> dict[str, State]:
     """Our state dicts of the networks that are there."""
     own = {"autoencoder": autoencoder_state(found["qvid_e"], found["qvid_g"], found.get("qvid_q"))}
+    if "qvid_di" in found:
+        own["image_discriminator"] = image_discriminator_state(found["qvid_di"])
+    if "qvid_dv" in found:
+        own["video_discriminator"] = video_discriminator_state(found["qvid_dv"])
     if "transformer_t" in found:
         own["prior"] = transformer_state(found["transformer_t"])
     if "state_s" in found and "state_q" in found:

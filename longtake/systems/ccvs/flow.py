@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from longtake.systems.ccvs.layers import ConvLayer, leaky
+from longtake.systems.ccvs.layers import ConvLayer, leaky, wide
 
 RADIUS = 3
 CONFIDENCE_EPS = 1e-6
@@ -39,11 +39,6 @@ def backwarp(x: Tensor, flow: Tensor, outside: float = 0.0) -> Tensor:
         -1,
     )
     return (F.grid_sample(x - outside, grid.to(x.dtype), align_corners=False) + outside).to(kind)
-
-
-def wide(x: Tensor) -> Tensor:
-    """At least float32."""
-    return x if x.dtype == torch.float64 else x.float()
 
 
 def correlation(a: Tensor, b: Tensor, stride: int = 1) -> Tensor:
@@ -125,18 +120,19 @@ class FlowFusion(nn.Module):
             contexts: (B, k, f, h, w).
             flow, mask: of the level below, (B * k, 2 or 1, h / 2, w / 2); None at the coarsest.
         """
-        k = contexts.shape[1]
+        # Flow and mask are of float32 also where the weights are half as wide.
+        k, dtype = contexts.shape[1], self.matching.flow.conv.weight.dtype
         e, d = contexts.flatten(0, 1), x.repeat_interleave(k, 0)
         first: tuple[Tensor, Tensor]
         if flow is None or mask is None or self.double_flow is None or self.double_mask is None:
             first = self.matching(self._costs(d, e))
         else:
-            begin = self.double_flow(flow), self.double_mask(mask)
+            begin = wide(self.double_flow(flow.to(dtype))), wide(self.double_mask(mask.to(dtype)))
             first = _add(*begin, self.matching(self._costs(d, backwarp(e, begin[0] * self.scale))))
         warped = backwarp(e, first[0] * self.scale)
-        final = _add(*first, self.subpixel(torch.cat([d, warped, *first], 1)))
+        final = _add(*first, self.subpixel(torch.cat([d, warped, *first], 1).to(dtype)))
         warped = backwarp(e, final[0] * self.scale)
-        return Fused(_mix(x, warped, final[1], k), *final)
+        return Fused(_mix(x, warped, final[1], k).to(dtype), *final)
 
     def _costs(self, d: Tensor, e: Tensor) -> Tensor:
         if self.project is not None:

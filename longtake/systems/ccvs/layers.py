@@ -18,6 +18,11 @@ Resample = Literal["down", "up"]
 TAPS = (1.0, 3.0, 3.0, 1.0)
 
 
+def wide(x: Tensor) -> Tensor:
+    """At least float32."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
 def leaky(x: Tensor) -> Tensor:
     """Of encoder, decoder, flow, state and sound networks: slope 0.1, no gain."""
     return F.leaky_relu(x, 0.1)
@@ -154,10 +159,10 @@ class ResBlock(nn.Module):
         shorten: bool = False,
     ):
         super().__init__()
-        wide = 3 if time else None
+        deep = 3 if time else None
         narrow = (3 if shorten else 1) if time else None
-        self.conv1 = ConvLayer(inputs, inputs, 3, None, activation, time=wide)
-        self.conv2 = ConvLayer(inputs, outputs, 3, resample, activation, time=wide, shorten=shorten)
+        self.conv1 = ConvLayer(inputs, inputs, 3, None, activation, time=deep)
+        self.conv2 = ConvLayer(inputs, outputs, 3, resample, activation, time=deep, shorten=shorten)
         self.skip = ConvLayer(inputs, outputs, 1, resample, None, bias=False, time=narrow, shorten=shorten)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from statistics import fmean
 from typing import TYPE_CHECKING
 
 import torch
@@ -112,14 +113,24 @@ class PriorStage(Stage):
         self.clips = {"clips": Draw(spec, self.config.batch)}
         if system.config.autoencoder.quantiser != "none":  # vectors would fill the disk
             self.derive = self._derived
+            self.derive_key = ", ".join(system.state_names) if self.kind == "states" else ""
 
     def _derived(self, batch: Batch) -> dict[str, Tensor]:
-        """Codes (B, N, n) of the clips, and their states (B, N, s) if these are estimated; int32 for the cache."""
-        found = {"codes": self.system.tokenize(batch["frames"]).int()}
-        if self.kind == "states" and self.system.config.states.estimated:
-            latents = self.system.seen_latents(batch["frames"].transpose(1, 2).flatten(0, 1))
-            states = self.system.states.tokens(self.system.states.estimate(latents))
-            found["state_codes"] = states.unflatten(0, (len(batch["frames"]), -1)).int()
+        """Codes (B, N, n) of the clips, and what annotates them (B, N, s); int32 for the cache.
+
+        Made here, in full precision, and not within the loss, where autocast would choose other tokens.
+        """
+        system, kind = self.system, self.kind
+        codes = system.tokenize(batch["frames"])
+        found = {"codes": codes.int()}
+        if kind == "audio":
+            found["annotation"] = system.sound.tokens(batch["audio"]).int()
+        elif kind == "states" and system.config.states.estimated:
+            latents = system.autoencoder.latents(codes.flatten(0, 1), system.config.grid)
+            states = system.states.tokens(system.states.estimate(latents))
+            found["annotation"] = states.unflatten(0, codes.shape[:2]).int()
+        elif kind == "states":
+            found["annotation"] = system.states.tokens(system.chosen_states(batch["states"])).int()
         return found
 
     def optimisers(self) -> dict[str, torch.optim.Optimizer]:
@@ -134,21 +145,31 @@ class PriorStage(Stage):
 
         def loss(batch: Batch) -> Losses:
             distance = None
-            if ends:  # the end frame is one of the clip's second half, so short videos are learned too
-                half = self.layout.frames // 2
-                distance = (
-                    half + engine.rng.integers("distance", batch["id"].tolist(), self.layout.frames - half)[0]
-                )
+            if ends:  # at any distance that the end of a video may have
+                least = self.system.config.prior.end_distance
+                drawn = engine.rng.integers("distance", batch["id"].tolist(), self.layout.frames - least)
+                distance = least + drawn[0]
             return self._losses(batch, distance)
 
         return engine.update("prior", loss, batches["clips"], self.config.clip)
 
     def validate(self, batches: dict[str, Batch]) -> dict[str, float]:
-        batch = batches["clips"]
-        distance = None
-        if self.system.config.prior.end_share:
-            distance = torch.full((len(batch["id"]),), self.layout.frames - 1)
-        return {f"val/{name}": float(value) for name, value in self._losses(batch, distance).items()}
+        """Losses without and with an end frame, each that is trained (`free_` and `end_` where both are), and their
+        mean, by which the best weights are chosen."""
+        batch, share = batches["clips"], self.system.config.prior.end_share
+        last = torch.full((len(batch["id"]),), self.layout.frames - 1)
+        modes = {"free_": None} if share < 1 else {}
+        modes |= {"end_": last} if share else {}
+        found = {
+            prefix: {name: float(value) for name, value in self._losses(batch, distance).items()}
+            for prefix, distance in modes.items()
+        }
+        figures = {f"val/{name}": fmean(own[name] for own in found.values()) for name in next(iter(found.values()))}
+        if len(found) > 1:
+            figures |= {
+                f"val/{prefix}{name}": value for prefix, own in found.items() for name, value in own.items()
+            }
+        return figures
 
     def _losses(self, batch: Batch, distance: Tensor | None) -> Losses:
         """Losses of whole clips; with `distance` (B,) of clips less their last frame, towards the frame that far
@@ -157,9 +178,10 @@ class PriorStage(Stage):
         if self.layout.codes:
             codes = batch["codes"].long()
         else:
-            with torch.no_grad():
-                codes = self.system.tokenize(batch["frames"])
-        states, goal = self._states(batch), None
+            frames = batch["frames"]
+            with torch.no_grad(), torch.autocast(frames.device.type, enabled=False):
+                codes = self.system.tokenize(frames)
+        states, goal = batch["annotation"].long() if self.kind != "none" else None, None
         if distance is not None:
             distance = distance.to(codes.device)
             goal = codes[torch.arange(len(codes), device=codes.device), distance]
@@ -167,17 +189,6 @@ class PriorStage(Stage):
         if not self.layout.codes:
             return self._regress(labels, codes, goal, distance)
         return self.system.predict(labels, codes, states, goal, distance)
-
-    def _states(self, batch: Batch) -> Tensor | None:
-        """Annotation tokens (B, N, s)."""
-        if self.kind == "none":
-            return None
-        with torch.no_grad():
-            if self.kind == "audio":
-                return self.system.sound.tokens(batch["audio"])
-            if "state_codes" in batch:
-                return batch["state_codes"].long()
-            return self.system.states.tokens(self.system.chosen_states(batch["states"]))
 
     def _regress(
         self, labels: Tensor | None, vectors: Tensor, goal: Tensor | None, distance: Tensor | None

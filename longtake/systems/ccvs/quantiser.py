@@ -7,12 +7,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from longtake.nn.quantize import Quantised
+from longtake.systems.ccvs.layers import wide
 
 BETA = 0.25
 
 
 class GradientCodebook(nn.Module):
     """K embeddings of width D, moved by the gradient of their distance to the vectors that choose them.
+
+    Distances and losses are computed in float32 (or float64 for float64 input) also under autocast.
 
     The released code puts beta on the codebook's term and not, as equation 3 does, on the commitment term;
     `official_beta` is that quirk.
@@ -39,25 +42,25 @@ class GradientCodebook(nn.Module):
     @torch.no_grad()
     def nearest(self, z: Tensor) -> Tensor:
         """The index of the nearest embedding for each vector of `z` (B, D, ...): int64 (B, ...)."""
-        vectors = z.movedim(1, -1)
-        flat = vectors.reshape(-1, z.shape[1]).to(self.embeddings.dtype)
+        vectors = wide(z).movedim(1, -1)
+        flat, table = vectors.reshape(-1, z.shape[1]), self.embeddings.to(vectors.dtype)
         with torch.autocast(z.device.type, enabled=False):
             # |z|^2 is the same for all codes of a vector and is left out.
-            norms = self.embeddings.square().sum(1)
-            found = [
-                torch.addmm(norms, part, self.embeddings.t(), alpha=-2).argmin(1) for part in flat.split(1 << 14)
-            ]
+            norms = table.square().sum(1)
+            found = [torch.addmm(norms, part, table.t(), alpha=-2).argmin(1) for part in flat.split(1 << 14)]
         return torch.cat(found).view(vectors.shape[:-1])
 
     def forward(self, z: Tensor) -> Quantised:
         """Quantises `z` (B, D, ...); `commitment_loss` is the whole of equation 3, to be added with weight 1."""
-        indices = self.nearest(z)
-        embedded = self.lookup(indices).to(z.dtype)
-        commitment = (z - embedded.detach()).square().mean()
-        codebook = (embedded - z.detach()).square().mean()
-        loss = commitment + BETA * codebook if self.official_beta else BETA * commitment + codebook
-        usage = torch.bincount(indices.flatten(), minlength=len(self.embeddings)).to(z.dtype)
-        p = usage / usage.sum()
-        perplexity = torch.exp(-(p * torch.log(p + 1e-10)).sum())
-        used = (usage > 0).to(z.dtype).mean()
-        return Quantised(z + (embedded - z).detach(), indices, loss, perplexity, used)
+        with torch.autocast(z.device.type, enabled=False):
+            z = wide(z)
+            indices = self.nearest(z)
+            embedded = self.lookup(indices).to(z.dtype)
+            commitment = (z - embedded.detach()).square().mean()
+            codebook = (embedded - z.detach()).square().mean()
+            loss = commitment + BETA * codebook if self.official_beta else BETA * commitment + codebook
+            usage = torch.bincount(indices.flatten(), minlength=len(self.embeddings)).to(z.dtype)
+            p = usage / usage.sum()
+            perplexity = torch.exp(-(p * torch.log(p + 1e-10)).sum())
+            used = (usage > 0).to(z.dtype).mean()
+            return Quantised(z + (embedded - z).detach(), indices, loss, perplexity, used)

@@ -12,16 +12,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from longtake.errors import UserError
-from longtake.rollout.given import first_frames, last_frame
+from longtake.rollout.given import first_frames, first_sound, last_frame
 from longtake.rollout.rng import Rng
 from longtake.rollout.sound import sound_of
 from longtake.rollout.states import states_of
 from longtake.story import Story
 from longtake.systems.ccvs.autoencoder import Autoencoder, Features
+from longtake.systems.ccvs.config import CCVSSettings
 from longtake.systems.ccvs.sampling import Opening
 
 if TYPE_CHECKING:
@@ -63,34 +65,68 @@ class ImageSpace:
 
 
 class Annotations:
-    """States or sound of stories as tokens, made as they are wanted: (B, t, s), -1 where nothing is given."""
+    """States or sound of stories as tokens, made as they are wanted: (B, t, s), -1 where nothing tells them.
 
-    def __init__(self, system: CCVS, stories: list[Story]):
+    What a story does not tell of its given frames is learned from these: sound from the file they come from, states
+    by the estimator, where the model has one.
+
+    Args:
+        system, stories: as in a rollout.
+        known: (B, m, n) codes of the last given frames, or None.
+        given: frames that are given.
+    """
+
+    def __init__(self, system: CCVS, stories: list[Story], known: Tensor | None = None, given: int = 0):
         self.system, self.kind, self.track = system, system.config.prior.annotation, None
-        self.told = torch.tensor([self.kind in story.conditions() for story in stories], device=system.device)
-        samples = system.info.samples_per_frame
-        if not self.told.any():
-            return
+        self.shape = len(stories), system.layout.states
         if self.kind == "states":
-            tracks = [states_of(story, system.state_names) for story in stories]
-        else:
-            assert samples is not None
-            tracks = [sound_of(story, samples) for story in stories]
-        self.track = torch.stack([torch.from_numpy(track) for track in tracks])
+            self._tell([states_of(story, system.state_names, given) for story in stories])
+            if known is not None and system.config.states.estimated:
+                self._estimate(known, given)
+        elif self.kind == "audio":
+            self._tell([self._sound(story) for story in stories])
+
+    def _tell(self, tracks: list[np.ndarray]) -> None:
+        """Numbers (frames, S) or (frames, samples) of each story, NaN where nothing tells them."""
+        if not all(np.isnan(track).all() for track in tracks):
+            self.track = torch.stack([torch.from_numpy(track) for track in tracks])
+
+    def _sound(self, story: Story) -> np.ndarray:
+        samples, frames = self.system.info.samples_per_frame, story.frames
+        assert samples is not None
+        assert frames is not None
+        if "audio" in story.conditions():
+            return sound_of(story, samples)
+        track, own = np.full((frames, samples), np.nan, np.float32), first_sound(story, samples)
+        if own is not None:
+            track[: len(own)] = own
+        return track
+
+    def _estimate(self, known: Tensor, given: int) -> None:
+        """Fill in the states of given frames from their codes."""
+        system, (batch, count) = self.system, known.shape[:2]
+        latents = system.autoencoder.latents(known.flatten(0, 1), system.config.grid)
+        found = system.states.estimate(latents).float().cpu().unflatten(0, (batch, count))
+        if self.track is None:
+            self.track = torch.full((batch, given, found.shape[2]), torch.nan)
+        own = self.track[:, given - count : given]
+        own.copy_(torch.where(own.isnan(), found, own))
 
     def tokens(self, first: int, count: int) -> Tensor:
         """Of the frames first .. first + count - 1."""
-        shape = len(self.told), count, self.system.layout.states
-        nothing = torch.full(shape, -1, device=self.system.device)
+        nothing = torch.full((self.shape[0], count, self.shape[1]), -1, device=self.system.device)
         if self.track is None or not count:
             return nothing
-        if self.kind == "states":
-            part = self.track[:, first : first + count].to(self.system.device)
-            return torch.where(part.isnan(), nothing, self.system.states.tokens(part.nan_to_num()))
-        begin = max(0, first - 1)  # the neighbours are heard too, so that no frame depends on how windows fall
-        part = self.track[:, begin : first + count + 1].to(self.system.device)
-        heard = self.system.sound.tokens(part)[:, first - begin :][:, :count]
-        return torch.where(self.told[:, None, None], heard, nothing)
+        # Of sound the neighbours are heard too, so that no frame depends on how windows fall.
+        begin = max(0, first - 1) if self.kind == "audio" else first
+        part = self.track[:, begin : first + count + (self.kind == "audio")].to(self.system.device)
+        told, part = ~part.isnan(), part.nan_to_num()
+        if self.kind == "audio":
+            told = told.all(2, keepdim=True)
+        network = self.system.states if self.kind == "states" else self.system.sound
+        found = torch.where(told, network.tokens(part), -1)[:, first - begin :][:, :count]
+        nothing[:, : found.shape[1]] = found
+        return nothing
 
 
 def autoregress(system: CCVS, stories: list[Story], rng: Rng) -> Iterator[Tensor]:
@@ -100,20 +136,36 @@ def autoregress(system: CCVS, stories: list[Story], rng: Rng) -> Iterator[Tensor
     given, last = first_frames(stories, size), last_frame(stories, size)
     known = goal = end = None
     if given is not None:
-        given = given.to(system.device)
-        space.show(given)
-        known = system.tokenize(given)
-        yield given
+        known = take_in(system, space, given)
+        yield given.to(system.device)
     if last is not None:
         last = last.to(system.device)
         goal, end = system.tokenize(last[:, :, None])[:, 0], system.autoencoder.encode(last)[1]
     done = 0 if given is None else given.shape[2]
+    del given
     for codes in code_frames(system, stories, rng, known, goal):
         near = end if done >= end_from(frames, system.config.frames) else None
         yield torch.stack([space.decode(tokens, near) for tokens in codes.unbind(1)], 2)
         done += codes.shape[1]
     if last is not None:
         yield last[:, :, None]
+
+
+def take_in(system: CCVS, space: ImageSpace, given: Tensor) -> Tensor:
+    """Show given frames (B, 3, m, H, W) to `space` and return the codes (B, k, n) of a window's worth of the last.
+
+    They are encoded one by one: the features of a frame of 256 x 256 fill 48 MB.
+    """
+    count, window, codes = given.shape[2], system.config.frames, []
+    for t in range(count):
+        if space.keep_first <= t < count - max(window, space.memory):
+            continue  # would be forgotten
+        z, features = system.autoencoder.encode(given[:, :, t].to(system.device))
+        if t >= count - window:
+            codes.append(system.autoencoder.tokens(z))
+        if space.memory:
+            space.push(features)
+    return torch.stack(codes, 1)
 
 
 def context_of(system: CCVS) -> int:
@@ -123,6 +175,12 @@ def context_of(system: CCVS) -> int:
         UserError: settings that do not fit the model.
     """
     settings, most = system.settings, system.config.autoencoder.context
+    if not system.layout.codes:
+        for name in ("temperature", "top_k", "state_top_k", "precision", "compile"):
+            if getattr(settings, name) != getattr(CCVSSettings(), name):
+                raise UserError(
+                    f"{name} does nothing in a model without codebook (quantiser: none); leave it out", code=2
+                )
     memory = most if settings.context is None else settings.context
     if not 0 <= memory <= most:
         raise UserError(f"context={memory} must lie between 0 and the {most} frames of this model", code=2)
@@ -137,8 +195,9 @@ def context_of(system: CCVS) -> int:
 
 
 def end_from(frames: int, window: int) -> int:
-    """The first frame of a video that is made towards its end: after the first quarter of the final window."""
-    return frames - window + max(1, window // 4)
+    """The first frame of a video that is made towards its end: 0 if it is no longer than a window, else the frame
+    after the first quarter of the final window, for which the frames before must be there."""
+    return 0 if frames <= window else frames - window + max(1, window // 4)
 
 
 def code_frames(
@@ -148,19 +207,20 @@ def code_frames(
 
     A window that is full drops its first `new` frames, with their annotations, and adds `new`; class and start
     token stay, places count from the window's first frame. With an end frame the last window starts so that the end
-    frame is its last, and sees it from the beginning. A token's noise is addressed by its place in the video.
+    frame is its last; frames are made towards it from `end_from` on. A token's noise is addressed by its place in
+    the video.
 
     Args:
-        known: (B, m, n) codes of given frames, or None.
+        known: (B, m, n) codes of the last given frames, at least a window's worth if there are so many; or None.
         goal: (B, n) codes of the end frame, or None.
     """
     layout, new, window = system.layout, system.settings.new, system.config.frames
     batch, frames = len(stories), stories[0].frames or 0
     sampler = system.sampler(batch)
     drawn = system.draw_labels(rng)
-    annotations = Annotations(system, stories)
     codes = system.no_codes(batch) if known is None else known[:, -window:]
-    done = 0 if known is None else known.shape[1]
+    done = 0 if known is None else system.given_frames(stories)
+    annotations = Annotations(system, stories, None if known is None else codes, done)
     states = annotations.tokens(done - codes.shape[1], codes.shape[1])
     turn = end_from(frames, window) if goal is not None else frames
     stop = frames - (goal is not None)

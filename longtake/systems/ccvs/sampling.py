@@ -120,7 +120,7 @@ class FrameRegressor:
         network, layout, held, count = self.network, self.layout, codes.shape[1], code_noise.shape[1]
         assert network.vectors is not None
         table, device = network.position_table(), network.head.weight.device
-        vectors, places = [codes.flatten(1, 2)], [layout.frame_places(0, held)]
+        vectors, places = [codes.flatten(1, 2).to(table.dtype)], [layout.frame_places(0, held)]
         if opening.end is not None:
             vectors.insert(0, opening.end)
             places.insert(0, layout.end_places(opening.distance))

@@ -44,6 +44,8 @@ class CCVS(System):
     def __init__(self, config: CCVSConfig, info: ModelInfo):
         super().__init__(config, info)
         self.settings = CCVSSettings()
+        self.kept: tuple[str, ...] = ()
+        """Discriminators that a saved folder holds too, so that training can begin from them (`convert`)."""
         prior, kind = config.prior, config.prior.annotation
         self._check_library()
         self.accepts = frozenset(
@@ -102,7 +104,7 @@ class CCVS(System):
 
     @property
     def inference(self) -> tuple[str, ...]:
-        return tuple(n for n in self.networks if not n.endswith("discriminator"))
+        return tuple(n for n in self.networks if not n.endswith("discriminator") or n in self.kept)
 
     @property
     def seam_period(self) -> int | None:
@@ -135,9 +137,11 @@ class CCVS(System):
         return self.autoencoder.latents(tokens, self.config.grid)
 
     def tokenize(self, video: Tensor) -> Tensor:
-        """Clips (B, 3, T, H, W) in [-1, 1] -> codes (B, T, n), or vectors (B, T, n, D) without a codebook."""
-        z, _ = self.autoencoder.encode(video.transpose(1, 2).flatten(0, 1))
-        return self.autoencoder.tokens(z).unflatten(0, (len(video), -1))
+        """Clips (B, 3, T, H, W) in [-1, 1] -> codes (B, T, n), or vectors (B, T, n, D) without a codebook.
+
+        Frame by frame, so that only one frame's features are held at once.
+        """
+        return torch.stack([self.autoencoder.tokens(self.autoencoder.encode(x)[0]) for x in video.unbind(2)], 1)
 
     def chosen_states(self, states: Tensor) -> Tensor:
         """The library's states (..., D) -> those that the model knows (..., S)."""
@@ -222,6 +226,13 @@ class CCVS(System):
         frames, window = cast(int, story.frames), self.config.frames
         if story.last_frame is not None and frames < 2:
             raise UserError("a video that ends at a given frame needs 2 frames or more", code=2)
+        least = self.config.prior.end_distance
+        if story.last_frame is not None and frames <= least:
+            raise UserError(
+                f"this model was only trained towards end frames {least} frames away or more: with one it makes at "
+                f"least {least + 1} frames",
+                code=2,
+            )
         if self.config.prior.end_share == 1 and frames > window:
             raise UserError(
                 f"this model was only trained towards end frames: it makes at most {window} frames", code=2

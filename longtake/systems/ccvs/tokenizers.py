@@ -52,10 +52,6 @@ class StateTokenizer(nn.Module):
         """States (..., S) -> int64 of the same shape."""
         return self.codebook.nearest(states.reshape(-1, 1)).view(states.shape)
 
-    def values(self, tokens: Tensor) -> Tensor:
-        """The reverse of `tokens`, up to the spacing of the codebook."""
-        return self.codebook.embeddings[tokens, 0]
-
 
 class SoundTokenizer(nn.Module):
     """One frame's sound, a patch of a spectrogram, to 16 tokens and back."""
@@ -83,7 +79,8 @@ class SoundTokenizer(nn.Module):
 
     def tokens(self, sound: Tensor) -> Tensor:
         """Sound (B, T, samples) -> int64 (B, T, 16)."""
-        return self.codebook.nearest(self.encoder(patches_of(sound))).flatten(1).view(*sound.shape[:2], -1)
+        patches = patches_of(sound).to(self.codebook.embeddings.dtype)
+        return self.codebook.nearest(self.encoder(patches)).flatten(1).view(*sound.shape[:2], -1)
 
 
 def patches_of(sound: Tensor) -> Tensor:
