@@ -134,7 +134,7 @@ class AxisAttention(nn.Module):
             query, key, value = (p.permute(0, 3, 4, 2, 1).flatten(1, 2) for p in parts)  # (B, HW, T, C)
         else:
             query, key, value = (p.flatten(3).permute(0, 2, 3, 1) for p in parts)  # (B, T, HW, C)
-        attended = _attended(query, key, value)
+        attended = _attended(query, key, value)  # pyright: ignore[reportCallIssue]
         if self.official:
             y = attended.reshape(B, H, W, C, T).permute(0, 3, 4, 1, 2)
         elif self.axis == "time":
