@@ -12,8 +12,8 @@ from longtake.story import Story
 
 
 def draw_labels(rng: Rng, counts: Sequence[int]) -> Tensor:
-    """One class (B,) a video, from the training library's class frequencies."""
-    weights = torch.tensor(counts, dtype=torch.float64)
+    """One class (B,) a video, from the training library's class frequencies; all are as likely if none was seen."""
+    weights = torch.tensor(counts if any(counts) else [1] * len(counts), dtype=torch.float64)
     edges = (weights / weights.sum()).cumsum(0)
     drawn = torch.searchsorted(edges, rng.uniform("label", 0).double(), right=True)
     return drawn.clamp_max(len(counts) - 1)

@@ -17,7 +17,9 @@ from torch import Tensor
 
 from longtake.errors import UserError
 from longtake.nn.attention import causal_mask
+from longtake.rollout.cuts import common_cuts
 from longtake.rollout.given import count_first_frames, first_frames
+from longtake.rollout.labels import draw_labels, labels_at
 from longtake.rollout.llama import LlamaDecoder
 from longtake.rollout.rng import Rng
 from longtake.rollout.sampling import SamplingSettings, sample
@@ -35,8 +37,8 @@ def windows(system: Loong, stories: list[Story], rng: Rng) -> Iterator[Tensor]:
     """
     tokenizer, total = system.tokenizer, stories[0].frames or 0
     _, h, w = tokenizer.grid(system.config.frames, *system.config.size)
-    cuts, writer = _cuts(stories), Writer(system, len(stories))
-    labels = _drawn_labels(system, rng)
+    cuts, writer = common_cuts(stories), Writer(system, len(stories))
+    labels = draw_labels(rng, system.info.class_counts or [1] * max(1, len(system.info.classes)))
     scene, done, sampled = Scene(system, len(stories)), 0, 0
     given = read_given(system, stories)
     if given is not None:
@@ -206,24 +208,8 @@ def read_given(system: Loong, stories: list[Story]) -> Tensor | None:
     return None if frames is None else frames[:, :, : count_given(system, stories)]
 
 
-def _cuts(stories: list[Story]) -> list[int]:
-    """Frames at which new scenes begin."""
-    found = [story.cuts() for story in stories]
-    if any(own != found[0] for own in found):
-        raise UserError("stories made together must cut at the same times; make them one by one", code=2)
-    return found[0]
-
-
 def _texts(system: Loong, stories: list[Story], labels: Tensor, frame: int) -> list[str]:
     """What is in force at a frame: the prompt, or the class, which is drawn where the story has none."""
     if system.config.lm.condition == "label":
-        told = torch.cat([story.window(frame, 1)["label"][:, 0] for story in stories])
-        return [system.info.classes[i] for i in torch.where(told < 0, labels, told).tolist()]
+        return [system.info.classes[i] for i in labels_at(stories, labels, frame).tolist()]
     return [found[0] if (found := story.at("prompt", frame)) else "" for story in stories]
-
-
-def _drawn_labels(system: Loong, rng: Rng) -> Tensor:
-    """One class (B,) a video from the class frequencies of the training videos."""
-    counts = torch.tensor(system.info.class_counts or [1] * max(1, len(system.info.classes)), dtype=torch.float64)
-    edges = (counts / counts.sum()).cumsum(0)
-    return torch.searchsorted(edges, rng.uniform("label", 0).double(), right=True).clamp_max(len(counts) - 1)

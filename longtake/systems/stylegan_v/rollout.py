@@ -60,10 +60,9 @@ def chunk_frames(size: tuple[int, int], device: torch.device) -> int:
 
 def drawn_labels(system: StyleGANV, rng: Rng) -> Tensor:
     """One class (B,) a video, from the frequencies of the training videos; 0 where there are no classes."""
-    counts = system.info.class_counts
     if not system.classes:
         return torch.zeros(len(rng.seeds), dtype=torch.long)
-    return draw_labels(rng, counts if any(counts) else [1] * system.classes)
+    return draw_labels(rng, system.info.class_counts or [1] * system.classes)
 
 
 class Film:

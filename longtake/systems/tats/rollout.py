@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from longtake.errors import UserError
+from longtake.rollout.cuts import common_cuts
 from longtake.rollout.engine import Decoder, fill_between, generate_tokens
 from longtake.rollout.given import count_first_frames, first_frames
 from longtake.rollout.labels import draw_labels, labels_at
@@ -131,10 +132,7 @@ def latent_slices(system: TATS, stories: list[Story], rng: Rng, known: Tensor | 
 
 def _cuts(stories: list[Story], frames: int) -> list[int]:
     """Numbers of the slices, `frames` apart, with which new scenes begin: no earlier than the story says."""
-    found = [[-(-cut // frames) for cut in story.cuts()] for story in stories]
-    if any(own != found[0] for own in found):
-        raise UserError("stories made together must cut at the same times; make them one by one", code=2)
-    return found[0]
+    return [-(-cut // frames) for cut in common_cuts(stories)]
 
 
 def _new_slices(
