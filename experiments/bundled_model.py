@@ -26,8 +26,8 @@ from longtake.data.loader import Loader
 from longtake.metrics.extractors.base import Extractor
 from longtake.metrics.extractors.registry import make_extractor
 from longtake.metrics.motion import MotionMeter, frame_differences, longest_repeat, longest_still
+from longtake.nn.video import psnr
 from longtake.systems.folder import inference_state, weights_hash
-from longtake.systems.tats.losses import psnr
 
 FRAMES, VIDEOS, WINDOW, TAIL = 1024, 8, 16, 128
 RESULTS = Path(__file__).parents[1] / "docs" / "results" / "bundled_model.json"

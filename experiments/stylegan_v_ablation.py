@@ -28,13 +28,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from baselines import NAMES, baseline
 
-from longtake.data import video
 from longtake.data.library import Library
 from longtake.metrics.evaluate import evaluate
 from longtake.metrics.extractors.registry import make_extractor
 from longtake.metrics.protocol import PROTOCOLS
-from longtake.metrics.sources import FolderSource, ModelSource
+from longtake.metrics.sources import ModelSource
 from longtake.systems.folder import load
 from longtake.systems.stylegan_v.config import SIZES, StyleGANVConfig, as_mocogan
 from longtake.systems.stylegan_v.rollout import Film
@@ -154,22 +154,11 @@ def measure(arm: str, seed: int, run: Path, args: argparse.Namespace) -> dict:
 
 def baselines(args: argparse.Namespace) -> dict:
     """Figures of test videos whose first frame stays, and of the mean of training videos."""
-    library = Library(args.data)
-    rows = [i for i in library.split("test") if library.rows[i].frames >= FRAMES]
-    train_rows = [i for i in library.split("train") if library.rows[i].frames >= FRAMES][:32]
-    mean = np.mean([library.frames(i, range(FRAMES)).astype(np.float32) for i in train_rows], 0).round()
+    library, output = Library(args.data), Path(args.output)
     made = {}
-    for name in ("frozen", "mean"):
-        folder = Path(args.output) / f"baseline-{name}"
-        folder.mkdir(parents=True, exist_ok=True)
-        for n in range(args.videos):
-            still = library.frames(
-                rows[n % len(rows)], [n // len(rows) * 7 % library.rows[rows[n % len(rows)]].frames]
-            )
-            frames = np.repeat(still, FRAMES, 0) if name == "frozen" else mean.astype(np.uint8)
-            video.write_video(folder / f"{n:04d}.mp4", [frames], library.fps, crf=10, pixel_format="yuv444p")
-        source = FolderSource(folder, args.videos, FRAMES, FRAMES)
-        made[name] = figures(source, library, Path(args.output) / f"evaluation-{name}")
+    for name in NAMES:
+        source = baseline(name, library, output / f"baseline-{name}", args.videos, FRAMES)
+        made[name] = figures(source, library, output / f"evaluation-{name}")
     return {"arm": "baselines", "seed": 0, "figures": made}
 
 

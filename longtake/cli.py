@@ -131,14 +131,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--upscale", metavar="MODEL", help="a trained upscaler that enlarges the frames")
     p.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32", help="of the weights")
     p.add_argument("--compile", action="store_true", help="compile the networks first (worth it for long videos)")
-    p.add_argument(
-        "--set",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="NAME=VALUE",
-        help="settings of the system, for example top_k=100 keep=1",
-    )
+    _settings(p, "for example top_k=100 keep=1")
     _device(p)
 
     p = _add(
@@ -209,14 +202,7 @@ def parser() -> argparse.ArgumentParser:
         "--samples", type=_positive, default=1, metavar="N", help="videos a condition; above 1: DIV among them"
     )
     p.add_argument("--seed", type=int, default=0, metavar="N")
-    p.add_argument(
-        "--set",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="NAME=VALUE",
-        help="settings of the system, as in generate",
-    )
+    _settings(p, "as in generate")
     _device(p)
 
     p = _add(
@@ -310,6 +296,11 @@ def _add(commands, name: str, run: Callable, text: str, example: str) -> argpars
     p.add_argument("--debug", action="store_true", help="show tracebacks")
     p.set_defaults(run=run)
     return p
+
+
+def _settings(p: argparse.ArgumentParser, hint: str) -> None:
+    help = f"settings of the system, {hint}"
+    p.add_argument("--set", nargs="+", action="extend", default=[], metavar="NAME=VALUE", help=help)
 
 
 def _device(p: argparse.ArgumentParser) -> None:

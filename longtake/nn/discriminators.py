@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from torch import Tensor, nn
@@ -9,6 +10,16 @@ from torch import Tensor, nn
 from longtake.nn.norm import NormKind, make_norm
 
 MAX_CHANNELS = 512
+
+
+@dataclass(frozen=True)
+class DiscriminatorConfig:
+    """Sizes of the two patch discriminators of a tokenizer, of single frames and of clips."""
+
+    width: int = 64
+    """Channels of the first layer; they double up to 512."""
+    layers: int = 3
+    """Strided layers."""
 
 
 class Judgement(NamedTuple):

@@ -10,6 +10,17 @@ from torch import nn
 from longtake.nn.schedule import warmup_cosine
 
 
+def adamw(network: nn.Module, lr: float, weight_decay: float) -> torch.optim.AdamW:
+    """AdamW that decays the weights of linear layers alone."""
+    matrices = {id(m.weight): m.weight for m in network.modules() if isinstance(m, nn.Linear)}
+    rest = [p for p in network.parameters() if id(p) not in matrices]
+    groups = [
+        {"params": list(matrices.values()), "weight_decay": weight_decay},
+        {"params": rest, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.95))
+
+
 @dataclass(frozen=True)
 class TransformerStageConfig:
     """How a transformer is trained."""
@@ -34,14 +45,8 @@ class TransformerStageConfig:
     """Take the weights of the lowest validation loss instead of the last."""
 
     def optimiser(self, network: nn.Module) -> torch.optim.AdamW:
-        """AdamW that decays the weights of linear layers alone."""
-        matrices = {id(m.weight): m.weight for m in network.modules() if isinstance(m, nn.Linear)}
-        rest = [p for p in network.parameters() if id(p) not in matrices]
-        groups = [
-            {"params": list(matrices.values()), "weight_decay": self.weight_decay},
-            {"params": rest, "weight_decay": 0.0},
-        ]
-        return torch.optim.AdamW(groups, lr=self.lr, betas=(0.9, 0.95))
+        """See `adamw`."""
+        return adamw(network, self.lr, self.weight_decay)
 
     def factor(self, step: int) -> float:
         """On the learning rate at a step."""

@@ -12,13 +12,14 @@ from longtake import api
 from longtake.data import video
 from longtake.data.library import Library
 from longtake.errors import UserError
+from longtake.nn.video import psnr
 from longtake.rollout.upscale import BLOCK, upscale
 from longtake.story import Story
 from longtake.systems import system_class
 from longtake.systems.base import ModelInfo
 from longtake.systems.upscaler.config import SIZES, UpscalerConfig, UpscalerStageConfig
 from longtake.systems.upscaler.network import UpscalerNetwork, resize
-from longtake.systems.upscaler.stages import flicker, psnr
+from longtake.systems.upscaler.stages import flicker
 from longtake.train.loop import Trainer
 from longtake.train.recipe import LoopSettings, Recipe
 
@@ -109,7 +110,7 @@ def test_the_figures():
     real, made = torch.zeros(1, 3, 3, 2, 2), torch.zeros(1, 3, 3, 2, 2)
     made[:, :, 1] = 0.2
     assert float(flicker(made, real)) == pytest.approx(0.2)
-    assert float(psnr(made, real)) == pytest.approx(10 * float(torch.log10(torch.tensor(4 / (0.04 / 3)))), rel=1e-5)
+    assert float(psnr(real, made)) == pytest.approx(10 * float(torch.log10(torch.tensor(4 / (0.04 / 3)))), rel=1e-5)
 
 
 def test_what_is_no_upscaler_is_refused():

@@ -66,12 +66,6 @@ def token_loss(logits: Tensor, targets: Tensor) -> Tensor:
     return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
 
 
-def psnr(frames: Tensor, made: Tensor) -> Tensor:
-    """Mean over frames of the peak signal-to-noise ratio in dB, both (B, 3, H, W) in [-1, 1], clamped."""
-    error = (made.clamp(-1, 1) - frames).float().square().flatten(1).mean(1)
-    return (10 * torch.log10(4 / error.clamp_min(1e-10))).mean()
-
-
 class VGG19Distance(nn.Module):
     """Equation 4's second term: absolute differences of VGG-19 features after relu1_1, 2_1, 3_1, 4_1 and 5_1,
     averaged a layer and weighted by 1/32, 1/16, 1/8, 1/4 and 1. Images go in as they are, as in the released code.

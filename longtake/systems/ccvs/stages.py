@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from longtake.data.batch import Batch
 from longtake.data.clips import ClipSpec, Draw, Sparse, Step
 from longtake.nn.schedule import warmup_cosine
+from longtake.nn.video import psnr, tiled
 from longtake.systems.base import Engine, Losses, Stage
 from longtake.systems.ccvs.augmentation import View, augment
 from longtake.systems.ccvs.autoencoder import detached, stacked
@@ -23,7 +24,6 @@ from longtake.systems.ccvs.losses import (
     flow_loss,
     generator_loss,
     mask_loss,
-    psnr,
     slope_penalty,
 )
 
@@ -228,4 +228,4 @@ class AutoencoderStage(Stage):
         clip = batches["clips"]["frames"][:4]
         z, features = self.model.encode(clip.transpose(1, 2).flatten(0, 1))
         fake = self.roll(clip, self.model.quantise(z).values, features, False).float()
-        return torch.stack([clip, fake]).permute(2, 3, 0, 4, 1, 5).flatten(2, 3).flatten(3, 4)
+        return tiled(torch.stack([clip, fake]))

@@ -5,17 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from longtake.nn.discriminators import DiscriminatorConfig
 from longtake.systems.loong.tokenizer import TokenizerConfig
-
-
-@dataclass(frozen=True)
-class DiscriminatorConfig:
-    """The tokenizer's two critics, of pictures and of clips."""
-
-    width: int = 64
-    """Channels of the first layer; they double up to 512."""
-    layers: int = 3
-    """Strided layers."""
 
 
 @dataclass(frozen=True)
@@ -139,7 +130,7 @@ class LoongConfig:
     """(height, width) of a frame."""
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     """The tokenizer."""
-    discriminator: DiscriminatorConfig = DiscriminatorConfig()
+    discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
     """Its critics."""
     lm: LMConfig = LMConfig()
     """The language model."""

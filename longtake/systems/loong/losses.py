@@ -46,9 +46,3 @@ def by_range(losses: Tensor, latents: int, early: int) -> dict[str, Tensor]:
     if latents > early:
         ranges |= {"late": slices[early:], "last": slices[-max(1, latents // 4) :]}
     return {name: part.mean() for name, part in ranges.items()}
-
-
-def psnr(video: Tensor, reconstruction: Tensor) -> Tensor:
-    """Mean over clips of the peak signal-to-noise ratio in dB, both (B, 3, T, H, W) in [-1, 1], clamped."""
-    error = (reconstruction.clamp(-1, 1) - video).float().pow(2).flatten(1).mean(1)
-    return (10 * torch.log10(4 / error.clamp_min(1e-10))).mean()

@@ -15,9 +15,11 @@ from longtake.data.batch import Batch
 from longtake.data.clips import ClipSpec, Draw, Still
 from longtake.nn.losses import discriminator_loss, generator_loss
 from longtake.nn.schedule import warmup_cosine
+from longtake.nn.video import pick_frame, psnr, tiled
 from longtake.story import Entry, Story
 from longtake.systems.base import Engine, Losses, Stage
-from longtake.systems.loong.losses import by_range, early_weights, psnr, weighted_mean
+from longtake.systems.loong.losses import by_range, early_weights, weighted_mean
+from longtake.systems.training import adamw
 
 if TYPE_CHECKING:
     from longtake.systems.loong.system import Loong
@@ -149,7 +151,7 @@ class TokenizerStage(Stage):
         """Originals above reconstructions, up to four clips side by side."""
         frames = only(batches)[1]["frames"][:4]
         pair = torch.stack([frames, self.tokenizer(frames).video.float()])
-        return pair.permute(2, 3, 0, 4, 1, 5).flatten(2, 3).flatten(3, 4)
+        return tiled(pair)
 
 
 class LMStage(Stage):
@@ -174,13 +176,7 @@ class LMStage(Stage):
         return {"tokens": self.system.tokenizer.tokenize(batch["frames"]).int()}
 
     def optimisers(self) -> dict[str, torch.optim.Optimizer]:
-        lm = self.system.lm
-        matrices = {id(m.weight): m.weight for m in lm.modules() if isinstance(m, torch.nn.Linear)}
-        groups = [
-            {"params": list(matrices.values()), "weight_decay": self.config.weight_decay},
-            {"params": [p for p in lm.parameters() if id(p) not in matrices], "weight_decay": 0.0},
-        ]
-        return {"lm": torch.optim.AdamW(groups, lr=self.config.lr, betas=(0.9, 0.95))}
+        return {"lm": adamw(self.system.lm, self.config.lr, self.config.weight_decay)}
 
     def schedule(self, step: int) -> float:
         return warmup_cosine(step, self.steps, self.config.warmup, self.config.decay)
@@ -218,8 +214,3 @@ class LMStage(Stage):
         takes = "prompt" in self.system.accepts
         stories = [Story(frames=frames, seed=i, timeline=own if takes else ()) for i, own in enumerate(told)]
         return torch.cat(list(torch.cat(list(self.system.generate(stories)), 2)), 3)
-
-
-def pick_frame(video: Tensor, frame: Tensor) -> Tensor:
-    """One frame of each clip: (B, 3, T, H, W), (B,) -> (B, 3, H, W)."""
-    return video[torch.arange(len(video), device=video.device), :, frame]

@@ -16,6 +16,7 @@ from longtake.data.batch import Batch
 from longtake.data.clips import Chain, ClipSpec, Draw, Step, UniformBins, Window
 from longtake.nn.distributed import gather_rows, own_rows, processes
 from longtake.nn.schedule import warmup_cosine
+from longtake.nn.video import tiled
 from longtake.rollout.rng import Rng
 from longtake.systems.base import Engine, Losses, Stage
 from longtake.systems.recall.latents import CLIP, Codes, LatentSpace
@@ -235,7 +236,7 @@ class ClipGANStage(Stage):
         else:
             codes = self._noise(Rng(["preview"]), "noise", batch["id"].tolist(), 1).to(target.device)
         pair = torch.stack([target, self.system.decode(codes).float()])
-        return pair.permute(2, 3, 0, 4, 1, 5).flatten(2, 3).flatten(3, 4)
+        return tiled(pair)
 
 
 class EncGAN3Stage(ClipGANStage):

@@ -6,18 +6,9 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from longtake.nn.conv import Padding
+from longtake.nn.discriminators import DiscriminatorConfig
 from longtake.systems.tats.vqgan import VQGANConfig
 from longtake.systems.training import TransformerStageConfig
-
-
-@dataclass(frozen=True)
-class DiscriminatorConfig:
-    """The two PatchGAN discriminators, of single frames and of clips (paper section 2.1)."""
-
-    width: int = 64
-    """Channels of the first layer; they double up to 512."""
-    layers: int = 3
-    """Strided layers."""
 
 
 @dataclass(frozen=True)
@@ -164,7 +155,7 @@ class TATSConfig:
     """(height, width) of a frame."""
     vqgan: VQGANConfig = field(default_factory=VQGANConfig)
     """The tokenizer."""
-    discriminator: DiscriminatorConfig = DiscriminatorConfig()
+    discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
     """Its two critics."""
     prior: PriorConfig = PriorConfig()
     """The transformer."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -23,9 +22,3 @@ def squared_loss(video: Tensor, reconstruction: Tensor) -> Tensor:
 def prior_loss(logits: Tensor, targets: Tensor) -> Tensor:
     """L_transformer of section 2.1: mean cross-entropy over video tokens. logits (B, n, V), targets (B, n)."""
     return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
-
-
-def psnr(video: Tensor, reconstruction: Tensor) -> Tensor:
-    """Mean over clips of the peak signal-to-noise ratio in dB, both (B, 3, T, H, W) in [-1, 1], clamped."""
-    error = (reconstruction.clamp(-1, 1) - video).float().pow(2).flatten(1).mean(1)
-    return (10 * torch.log10(4 / error.clamp_min(1e-10))).mean()

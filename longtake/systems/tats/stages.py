@@ -5,6 +5,7 @@ Shapes: B batch, T H W frames, height, width; t h w token grid; n = t*h*w; V joi
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,9 +17,10 @@ from longtake.data.clips import ClipSpec, Draw
 from longtake.nn.losses import discriminator_loss, feature_matching_loss, generator_loss
 from longtake.nn.schedule import warmup_cosine
 from longtake.nn.transformer import Transformer
+from longtake.nn.video import pick_frame, psnr, tiled
 from longtake.story import Entry, Story
 from longtake.systems.base import Engine, Losses, Stage
-from longtake.systems.tats.losses import prior_loss, psnr, reconstruction_loss, squared_loss
+from longtake.systems.tats.losses import prior_loss, reconstruction_loss, squared_loss
 
 if TYPE_CHECKING:
     from longtake.systems.tats.config import PriorStageConfig
@@ -139,7 +141,7 @@ class VQGANStage(Stage):
         """Originals above reconstructions, up to four clips side by side."""
         frames = batches["clips"]["frames"][:4]
         pair = torch.stack([self.vqgan.core(frames), self.vqgan(frames, quantise=self._has_codebook).video.float()])
-        return pair.permute(2, 3, 0, 4, 1, 5).flatten(2, 3).flatten(3, 4)
+        return tiled(pair)
 
 
 class SoundStage(Stage):
@@ -223,24 +225,25 @@ class PriorStage(Stage):
         return {"loss": prior_loss(logits, targets), "accuracy": accuracy}
 
     def step(self, batches: dict[str, Batch], engine: Engine) -> dict[str, float]:
-        batch, ids = batches["clips"], batches["clips"]["id"].tolist()
-        if self.corners:
-            drawn = engine.rng.integers("crop", ids, len(self.corners))[0]
-            batch = Batch(**{**batch, "corner": torch.tensor(self.corners)[drawn]})
+        batch = batches["clips"]
+        if len(self.corners):
+            drawn = engine.rng.integers("crop", batch["id"].tolist(), len(self.corners))[0]
+            batch = Batch(**{**batch, "corner": self.corners[drawn]})
         return engine.update(self.name, self._loss, batch, self.config.clip)
 
-    @property
-    def corners(self) -> list[tuple[int, int]]:
-        """Every place (row, column) of a crop; none where whole slices are seen."""
+    @cached_property
+    def corners(self) -> Tensor:
+        """Every place of a crop (n, 2), row and column; none where whole slices are seen."""
         (_, rows, columns), (h, w) = self.system.config.grid, self.system.crop
         whole = self.system.config.prior.crop is None
-        return [] if whole else [(r, c) for r in range(rows - h + 1) for c in range(columns - w + 1)]
+        places = [] if whole else [(r, c) for r in range(rows - h + 1) for c in range(columns - w + 1)]
+        return torch.tensor(places, dtype=torch.long).view(-1, 2)
 
     def validate(self, batches: dict[str, Batch]) -> dict[str, float]:
         batch = batches["clips"]
-        if self.corners:  # the same places every time, spread over the slice
+        if len(self.corners):  # the same places every time, spread over the slice
             spread = torch.linspace(0, len(self.corners) - 1, len(batch["id"])).long()
-            batch = Batch(**{**batch, "corner": torch.tensor(self.corners)[spread]})
+            batch = Batch(**{**batch, "corner": self.corners[spread]})
         losses = self._loss(batch)
         return {"val/loss": float(losses["loss"]), "val/accuracy": float(losses["accuracy"])}
 
@@ -275,8 +278,3 @@ class InterpolatorStage(PriorStage):
 
     def _predict(self, condition: Tensor, tokens: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         return self.system.predict_between(condition, tokens)
-
-
-def pick_frame(video: Tensor, frame: Tensor) -> Tensor:
-    """One frame of each clip: (B, 3, T, H, W), (B,) -> (B, 3, H, W)."""
-    return video[torch.arange(len(video), device=video.device), :, frame]

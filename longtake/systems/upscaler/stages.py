@@ -10,6 +10,7 @@ from torch import Tensor
 from longtake.data.batch import Batch
 from longtake.data.clips import ClipSpec, Draw
 from longtake.nn.schedule import warmup_cosine
+from longtake.nn.video import psnr, tiled
 from longtake.systems.base import Engine, Losses, Stage
 from longtake.systems.upscaler.network import resize
 
@@ -25,12 +26,6 @@ def changes(video: Tensor) -> Tensor:
 def flicker(made: Tensor, video: Tensor) -> Tensor:
     """Mean absolute error of the differences of successive frames, both (B, 3, T, H, W)."""
     return (changes(made) - changes(video)).abs().mean()
-
-
-def psnr(made: Tensor, video: Tensor) -> Tensor:
-    """Mean over clips in dB, both (B, 3, T, H, W) in [-1, 1], clamped."""
-    error = (made.clamp(-1, 1) - video).square().flatten(1).mean(1)
-    return (10 * torch.log10(4 / error.clamp_min(1e-10))).mean()
 
 
 class UpscalerStage(Stage):
@@ -72,7 +67,7 @@ class UpscalerStage(Stage):
         arms = {"": self.network(small).float(), "bicubic_": resize(small, (video.shape[3], video.shape[4]))}
         figures = {}
         for name, made in arms.items():
-            figures[f"val/{name}psnr"] = float(psnr(made, video))
+            figures[f"val/{name}psnr"] = float(psnr(video, made))
             figures[f"val/{name}flicker"] = float(flicker(made.clamp(-1, 1), video))
         return figures
 
@@ -81,4 +76,4 @@ class UpscalerStage(Stage):
         video = batches["clips"]["frames"][:4]
         small = self._small(video)
         rows = torch.stack([resize(small, (video.shape[3], video.shape[4])), self.network(small).float(), video])
-        return rows.permute(2, 3, 0, 4, 1, 5).flatten(2, 3).flatten(3, 4)
+        return tiled(rows)
