@@ -9,6 +9,9 @@ hears the sound. What is asked of them:
 * story: from frame 64 on another game is asked for, with and without a cut; which is seen in frames 112 to 127?
 * text: the time of day in Enduro, read off by the nearest of the mean pictures of real clips with that word
   (its accuracy on held-out real clips stands beside), before and after it changes at frame 64
+* text: where the plane, the submarine and the chicken are, read off by a linear map of the picture (its accuracy
+  on held-out real frames stands beside), before and after another place is asked for at frame 64: what a caption
+  can change within a scene
 * sound: is the picture of the game that is heard? And if another clip's sound is played, is it still of the first?
 
     python experiments/tats_conditions.py --data data/atari32 --output runs/tats-conditions --vqgan runs/vqgan32
@@ -36,6 +39,7 @@ from longtake.data.encode import write_audio
 from longtake.data.library import Library
 from longtake.data.loader import Loader
 from longtake.metrics.extractors.registry import make_extractor
+from longtake.metrics.real import clip_of
 from longtake.story import Entry, Story
 from longtake.systems.folder import find, load, read_config
 from longtake.systems.tats.config import PriorConfig, PriorStageConfig, SoundConfig, TATSConfig, TextConfig
@@ -48,6 +52,12 @@ from longtake.train.recipe import LoopSettings, Recipe
 KINDS = ("label", "text", "audio")
 FRAMES, CHANGE, CLIP = 128, 64, 16
 SKIES = ("in the sun", "in the snow", "in the evening", "at night", "in the fog")
+PLACES = (
+    ("riverraid", 0, "the plane flies on over the {} of the river", ("left", "right")),
+    ("seaquest", 0, "the submarine cruises in mid-water on the {}", ("left", "right")),
+    ("freeway", 1, "the chicken crosses the road {}", ("at the lower kerb", "in the upper lanes")),
+)
+"""Game, state that tells the place, caption, and the two places."""
 SAYS = {
     "boxing": "the white boxer circles in the middle of the ring",
     "enduro": "the racing car drives slowly in the evening",
@@ -186,6 +196,63 @@ def skies_followed(system: TATS, library: Library, seed: int, count: int) -> dic
     }
 
 
+class PlaceReader:
+    """Names one of two places of a game's player: ridge regression from pixels to the game's own state."""
+
+    def __init__(self, library: Library, game: str, state: int, words: tuple[str, str]) -> None:
+        self.library, self.game, self.state, self.words = library, game, state, words
+        pictures, places, said = self._frames("train", 2000)
+        self.mean, self.middle = pictures.mean(0), float(places.mean())
+        centred = pictures - self.mean
+        kernel = centred @ centred.T + 10 * np.eye(len(centred))
+        self.weight = centred.T @ np.linalg.solve(kernel, places - self.middle)
+        self.means = [float(places[said == i].mean()) for i in (0, 1)]
+        pictures, _, said = self._frames("test", 1200)
+        self.accuracy = float(np.mean(self._nearest(pictures[said >= 0]) == said[said >= 0]))
+
+    def _frames(self, split: str, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Pictures (N, H W 3) in [0, 1], places (N,), and which of the words was said (-1: neither)."""
+        library, pictures, places, said = self.library, [], [], []
+        rows = [row for row in library.split(split) if library.rows[row].label == self.game]
+        for row in rows:
+            starts = np.linspace(0, library.rows[row].frames - 8, count // len(rows) // 8).astype(int)
+            for start in starts:
+                pictures.append(clip_of(library, row, range(start, start + 8), library.header.size))
+                places.append(library.states(row)[start : start + 8, self.state])
+                text = self._caption(row, (start + 4) / library.fps)
+                said += 8 * [next((i for i, word in enumerate(self.words) if word in text), -1)]
+        flat = np.concatenate(pictures).reshape(len(said), -1) / 255
+        return flat, np.concatenate(places), np.array(said)
+
+    def _caption(self, row: int, second: float) -> str:
+        return next((text for begin, end, text in self.library.rows[row].captions if begin <= second < end), "")
+
+    def _nearest(self, pictures: np.ndarray) -> np.ndarray:
+        place = (pictures - self.mean) @ self.weight + self.middle
+        return np.abs(place[..., None] - np.array(self.means)).argmin(-1)
+
+    def __call__(self, videos: np.ndarray) -> list[int]:
+        """The place in the middle frames of clips (N, T, H, W, 3): what most of them show."""
+        flat = videos[:, 4:12].reshape(len(videos), 8, -1) / 255
+        return [int(m > 0.5) for m in self._nearest(flat).mean(1)]
+
+
+def places_followed(system: TATS, library: Library, seed: int, count: int) -> dict[str, float]:
+    """Both orders of the two places in turn, `count` videos a game."""
+    found = {}
+    for game, state, say, words in PLACES:
+        read = PlaceReader(library, game, state, words)
+        first = [i % 2 for i in range(count)]
+        entries = [({"prompt": say.format(words[i])}, {"prompt": say.format(words[1 - i])}) for i in first]
+        before, after = (np.array(read(w)) for w in windows(changing(system, entries, seed)))
+        found |= {
+            f"{game}: asked place seen": float(np.mean(before == first)),
+            f"{game}: new place seen after the change": float(np.mean(after != first)),
+            f"{game}: place read rightly on real frames": read.accuracy,
+        }
+    return found
+
+
 def sounds_followed(system: TATS, library: Library, see: Callable, seed: int, folder: Path, count: int) -> dict:
     """Sound of held-out footage, of another game for the shuffled arm; each video starts from noise alone."""
     folder.mkdir(exist_ok=True)
@@ -259,6 +326,7 @@ def measure(kind: str, seed: int, run: Path, args: argparse.Namespace) -> dict:
         figures |= games_followed(system, kind, see, seed, args.videos)
     if kind == "text":
         figures |= skies_followed(system, library, seed, args.videos)
+        figures |= places_followed(system, library, seed, args.videos)
     return {
         "kind": kind,
         "seed": seed,
