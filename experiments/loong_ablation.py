@@ -131,8 +131,7 @@ def study(system: Loong, judge: Judge, args: argparse.Namespace, seed: int) -> d
         for kept, start in zip(clips, starts, strict=True):
             kept += list(whole[:, start : start + CLIP])
         motion += [[float(d[s : s + CLIP - 1].mean()) for s in starts] for d in meter.differences]
-        # The first window is longer by its context: without that many frames, joins are equally far apart.
-        seams += [seam_ratio(d[context:], window - context) for d in meter.differences]
+        seams += [seam_ratio(d, window - context, window) for d in meter.differences]
     stacked = [np.stack(own) for own in clips]
     seen = [judge.games(own) for own in stacked]
     return {

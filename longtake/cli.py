@@ -191,6 +191,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--seam-period", type=_positive, metavar="F", help="frames between joins, for a folder of videos"
     )
+    p.add_argument(
+        "--seam-first", type=_positive, metavar="F", help="where the second piece begins, if not at --seam-period"
+    )
     p.add_argument("--reference", metavar="DIR", help="real videos that those of a folder should equal: PSNR, SSIM")
     p.add_argument(
         "--given", type=_positive, default=0, metavar="N", help="give a model the first N frames of test videos"

@@ -214,10 +214,12 @@ def evaluate_model(args: argparse.Namespace) -> None:
                 highlight=False,
             )
     of_files = Path(args.source).is_dir() and not is_model(args.source)
-    for option, only_files in (("given", False), ("reference", True), ("seam_period", True)):
+    for option, only_files in (("given", False), ("reference", True), ("seam_period", True), ("seam_first", True)):
         if getattr(args, option) and only_files != of_files:
             kind = "a folder of videos" if only_files else "a model"
             raise UserError(f"--{option.replace('_', '-')} goes with {kind}; leave it out", code=2)
+    if args.seam_first and not args.seam_period:
+        raise UserError("--seam-first is of no use alone: add --seam-period, the frames between joins", code=2)
     if not of_files:
         system = api.configure(api.load(args.source, device), parse_settings(args.set))
         count = args.videos or max(1, protocol.fake_videos // args.samples) * args.samples
@@ -226,7 +228,14 @@ def evaluate_model(args: argparse.Namespace) -> None:
     else:
         real = Path(args.reference) if args.reference else None
         source = FolderSource(
-            Path(args.source), args.videos, args.frames, protocol.frames, args.seam_period, real, args.samples
+            Path(args.source),
+            args.videos,
+            args.frames,
+            protocol.frames,
+            args.seam_period,
+            real,
+            args.samples,
+            args.seam_first,
         )
     own = OwnWeights(
         load_perceptual(args.lpips) if args.lpips else None,

@@ -327,6 +327,7 @@ def test_other_commands_fail_in_one_sentence(model, library, tmp_path, capsys, m
     (tmp_path / "text.mp4").write_text("not a video")
     fails(capsys, 1, "empty", "data", "prepare", "empty", "-o", "lib")
     fails(capsys, 1, "empty is not a prepared library", "data", "inspect", "empty")
+    fails(capsys, 2, "--seam-period", "evaluate", "empty", "--data", library, "-o", "eval", "--seam-first", 5)
     fails(capsys, 1, "text.mp4", "reconstruct", model, "text.mp4", "-o", "both.mp4")
     fails(capsys, 1, "empty is not a prepared library", "evaluate", model, "--data", "empty", "-o", "eval")
     words = ["--data", library, "-o", "eval"]

@@ -114,7 +114,7 @@ def evaluate(
     if own.lpips is not None:
         figures |= summary.perceptual(own.lpips, records)
     if own.cuts is not None:
-        more, lines = summary.shot_cuts(own.cuts.name, records, source.seam_period)
+        more, lines = summary.shot_cuts(own.cuts.name, records, source.seam_period, source.seam_first)
         figures |= more
         curves |= lines
     result = Result(source.identity(), stated, figures, curves)
@@ -178,6 +178,7 @@ def _protocol(source, library, protocol: Protocol, extractors, own, seed: int) -
                 "real_seed": seed,
                 "real_resize": "antialiased bilinear to the size of the videos",
                 "seam_period": source.seam_period,
+                "seam_first": source.seam_first,
                 "samples_a_condition": source.per_condition,
                 "text": {"name": own.clip.name, "hash": own.clip.hash, "frames": SHOTS} if own.clip else None,
                 "cuts": {"name": own.cuts.name, "hash": own.cuts.hash} if own.cuts else None,
@@ -279,7 +280,7 @@ def _summarise(source, library, protocol, extractors, records: Sequence[Record],
     rows = library.split("test") or library.split("train")
     meters = real_motion(library, rows, source.size, source.frames)
     moving = [{"differences": m.differences[0], "signature": m.signature[0]} for m in meters if m.parts]
-    more, lines = summary.over_time(records, moving, source.seam_period)
+    more, lines = summary.over_time(records, moving, source.seam_period, source.seam_first)
     return figures | more, curves | lines
 
 

@@ -11,23 +11,29 @@ import numpy as np
 NEIGHBOURS = 8
 
 
-def seam_ratio(differences: np.ndarray, period: int) -> float:
+def joins(period: int, first: int | None, count: int) -> np.ndarray:
+    """Numbers of the differences across joins, of `count`: pieces begin at `first` and every `period` after it."""
+    return np.arange((first or period) - 1, count, period)
+
+
+def seam_ratio(differences: np.ndarray, period: int, first: int | None = None) -> float:
     """Mean frame difference across joins, of the mean of its neighbourhood without joins; 1 means no seam.
 
     Args:
         differences: (T-1,) mean absolute differences of one video; number t lies between frames t and t + 1.
-        period: frames between joins: a piece begins at every multiple of it.
+        period: frames between joins.
+        first: frame at which the second piece begins; None: `period`, so a piece begins at every multiple of it.
 
     Returns:
         The mean over joins; 1 if there is none, or nothing moves.
     """
-    joins = np.arange(period - 1, len(differences), period)
+    places = joins(period, first, len(differences))
     between = np.ones(len(differences), bool)
-    between[joins] = False
-    if not len(joins) or not between.any():
+    between[places] = False
+    if not len(places) or not between.any():
         return 1.0
     ratios = []
-    for join in joins:
+    for join in places:
         low, high = max(0, join - NEIGHBOURS), join + NEIGHBOURS + 1
         around = differences[low:high][between[low:high]]
         if len(around) and around.mean() > 1e-6:

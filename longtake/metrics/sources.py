@@ -36,6 +36,8 @@ class Source(Protocol):
     size: tuple[int, int]
     seam_period: int | None
     """Frames between the places where pieces were joined, None where that is unknown."""
+    seam_first: int | None
+    """The first of these places, None: `seam_period`."""
     per_condition: int
     """So many successive videos are samples of one condition."""
 
@@ -90,7 +92,8 @@ class ModelSource:
         self.system, self.library, self.split = system, library, split
         self.count, self.to_bytes, self.seed, self.per_condition = count, to_bytes, seed, per_condition
         self.frames = min(frames, system.max_frames or frames)
-        self.fps, self.size, self.seam_period = system.info.fps, system.info.size, system.seam_period
+        self.fps, self.size = system.info.fps, system.info.size
+        self.seam_period, self.seam_first = system.seam_period, system.seam_first
         shown: dict[int, str] = {}
         self.given, self.compared, rows = 0, False, library.split(split)
         if not rows:
@@ -249,6 +252,7 @@ class FolderSource:
         frames: None: `most`, or as many as the shortest has.
         most: the protocol's length.
         seam_period: frames between joins, where known.
+        seam_first: the frame at which the second piece begins; None: `seam_period`.
         real: a folder of as many real videos that these should equal, in the order of their names.
         per_condition: so many successive files are samples of one condition.
 
@@ -268,6 +272,7 @@ class FolderSource:
         seam_period: int | None = None,
         real: Path | None = None,
         per_condition: int = 1,
+        seam_first: int | None = None,
     ):
         self.folder, self.per_condition = folder, per_condition
         self.files = _videos(folder)[:count]
@@ -286,7 +291,8 @@ class FolderSource:
         if infos[shortest].frames < self.frames:
             name, have = self.files[shortest].name, infos[shortest].frames
             raise UserError(f"{folder / name} has {have} frames, {self.frames} are asked for; pass --frames {have}")
-        self.size, self.fps, self.seam_period = self._size(infos), infos[0].fps, seam_period
+        self.size, self.fps = self._size(infos), infos[0].fps
+        self.seam_period, self.seam_first = seam_period, seam_first
         self.real = self._real(real) if real else None
         captions = folder / "captions.csv"
         self.captions = read_captions(captions) if captions.is_file() else {}

@@ -19,7 +19,7 @@ from longtake.metrics.protocol import Protocol
 from longtake.metrics.records import Record
 from longtake.metrics.result import Curve, Figure
 from longtake.metrics.scores import coherence, inception_score
-from longtake.metrics.seam import seam_ratio, strongest_period
+from longtake.metrics.seam import joins, seam_ratio, strongest_period
 from longtake.nn.perceptual import PerceptualDistance
 
 TAIL = 128
@@ -179,7 +179,9 @@ def memorisation(extractor: Extractor, records: Sequence[Record], train: Record,
     }
 
 
-def over_time(records: Sequence[Record], real: Sequence[Record], seam_period: int | None) -> tuple[Figures, Curves]:
+def over_time(
+    records: Sequence[Record], real: Sequence[Record], seam_period: int | None, seam_first: int | None = None
+) -> tuple[Figures, Curves]:
     """Motion, seams, stills and repeats, first frame against last; needs no extractor."""
     figures: Figures = {}
     sides = {"": records, "_real": real}
@@ -200,8 +202,9 @@ def over_time(records: Sequence[Record], real: Sequence[Record], seam_period: in
         note = "largest over all periods, so above 1 by chance too"
         figures[f"seam_any_period{suffix}"] = Figure(float(blind.mean()), mean_interval(blind), "", n, note)
         if seam_period:
-            seam = np.array([seam_ratio(d, seam_period) for d in differences])
-            note = f"joins every {seam_period} frames; 1 means none to be seen"
+            seam = np.array([seam_ratio(d, seam_period, seam_first) for d in differences])
+            since = f" from frame {seam_first} on" if seam_first else ""
+            note = f"joins every {seam_period} frames{since}; 1 means none to be seen"
             figures[f"seam{suffix}"] = Figure(float(seam.mean()), mean_interval(seam), "", n, note)
     if real and records:
         level = max(figures["motion_real"].value, 1e-9)
@@ -242,7 +245,9 @@ def text_match(name: str, records: Sequence[Record]) -> Figures:
     }
 
 
-def shot_cuts(name: str, records: Sequence[Record], seam_period: int | None) -> tuple[Figures, Curves]:
+def shot_cuts(
+    name: str, records: Sequence[Record], seam_period: int | None, seam_first: int | None = None
+) -> tuple[Figures, Curves]:
     """Cuts that a detector sees, a thousand frames, and its mean probability at joins against elsewhere."""
     table = np.stack([r["cuts"] for r in records])
     cut = table > LEVEL
@@ -251,10 +256,10 @@ def shot_cuts(name: str, records: Sequence[Record], seam_period: int | None) -> 
     figures = {
         f"cuts[{name}]": Figure(float(rate.mean()), mean_interval(rate), "a thousand frames", len(table)),
     }
-    if seam_period and table.shape[1] > seam_period:
+    if seam_period and table.shape[1] > (seam_first or seam_period):
         # the cut is told at the last frame before it
-        joins = np.isin(np.arange(table.shape[1]), np.arange(seam_period - 1, table.shape[1] - 1, seam_period))
-        at, elsewhere = table[:, joins].mean(1), table[:, ~joins].mean(1)
+        places = np.isin(np.arange(table.shape[1]), joins(seam_period, seam_first, table.shape[1] - 1))
+        at, elsewhere = table[:, places].mean(1), table[:, ~places].mean(1)
         note = f"elsewhere {elsewhere.mean():.3g}"
         figures[f"cut-at-joins[{name}]"] = Figure(
             float(at.mean()), mean_interval(at), "probability", len(table), note

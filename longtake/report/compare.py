@@ -25,7 +25,7 @@ VIDEOS = 4
 """Videos of each result on the page."""
 LARGEST_VIDEO = 8 << 20
 PLAYER = "controls loop muted playsinline"
-OWN = {"seeds", "settings", "labels", "seam_period", "longtake", "torch", "sees_test_video"}
+OWN = {"seeds", "settings", "labels", "seam_period", "seam_first", "longtake", "torch", "sees_test_video"}
 """What may differ between results of one table: it belongs to a model, not to the measuring."""
 
 

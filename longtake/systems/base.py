@@ -184,6 +184,8 @@ class System(Trainable):
     """Longest video it can make; None means any length."""
     seam_period: int | None = None
     """Frames between the places where a rollout joins its pieces, for the seam metric; None: nowhere."""
+    seam_first: int | None = None
+    """The frame at which the second piece begins, where that is not `seam_period` (Loong: 65, then every 60)."""
     any_fps: ClassVar[bool] = False
     """Whether it can be sampled at another rate than its own (continuous-time systems)."""
     settings_class: ClassVar[type]

@@ -168,6 +168,14 @@ def test_a_seam_is_found_and_its_absence_too(period, jump, seed):
     assert ratio > 1 + (jump - 1) * 0.8
 
 
+def test_joins_may_begin_later_than_their_period_says():
+    flat = np.ones(300)
+    flat[[64, 124, 184, 244]] = 3.0  # Loong: a second piece begins at frame 65, then one every 60 frames
+    assert seam_ratio(flat, 60, 65) == pytest.approx(3)
+    assert seam_ratio(flat, 60) == pytest.approx(1, abs=0.2)
+    assert seam_ratio(flat[:64], 60, 65) == 1
+
+
 def test_without_joins_or_motion_there_is_no_seam():
     assert seam_ratio(np.ones(5), 10) == 1
     assert seam_ratio(np.zeros(50), 10) == 1

@@ -78,6 +78,14 @@ class Loong(System):
     def inference(self) -> tuple[str, ...]:
         return ("tokenizer", "lm")
 
+    @property
+    def seam_period(self) -> int | None:
+        return self.config.frames - self.settings.context
+
+    @property
+    def seam_first(self) -> int | None:
+        return self.config.frames
+
     def stages(self) -> list[Stage]:
         numbers = range(len(self.config.lengths))
         return [*(TokenizerStage(self, i) for i in numbers), *(LMStage(self, i) for i in numbers)]
