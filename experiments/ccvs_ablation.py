@@ -68,7 +68,9 @@ def base_config(args: argparse.Namespace) -> CCVSConfig:
     """Three levels: 8x8 codes a frame, as in the paper."""
     small = SIZES["small"]
     coder = replace(small.autoencoder, multipliers=(1, 1, 2), codes=256)
-    stage = replace(small.autoencoder_stage, steps=args.autoencoder_steps, gan_start=args.autoencoder_steps // 2)
+    images, clips = args.autoencoder_batch
+    stage = replace(small.autoencoder_stage, image_batch=images, video_batch=clips)
+    stage = replace(stage, steps=args.autoencoder_steps, gan_start=args.autoencoder_steps // 2)
     return replace(
         small,
         size=SIZE,
@@ -77,7 +79,7 @@ def base_config(args: argparse.Namespace) -> CCVSConfig:
         discriminator=replace(small.discriminator, multipliers=(1, 1, 2)),
         states=replace(small.states, names=("x", "y")),
         prior=replace(small.prior, layers=3, width=128),
-        prior_stage=replace(small.prior_stage, steps=args.prior_steps),
+        prior_stage=replace(small.prior_stage, steps=args.prior_steps, batch=args.prior_batch),
     )
 
 
@@ -396,7 +398,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--clips", type=int, default=64, help="held-out clips of a measure")
     parser.add_argument("--autoencoder-steps", type=int, default=4000)
+    parser.add_argument("--autoencoder-batch", type=int, nargs=2, default=[4, 2], help="pictures and clips")
     parser.add_argument("--prior-steps", type=int, default=3000)
+    parser.add_argument("--prior-batch", type=int, default=4)
     parser.add_argument("--precision", default="bf16")
     parser.add_argument("--table", action="store_true", help="only rewrite docs/results")
     args = parser.parse_args()

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -228,8 +228,40 @@ def resample(images: Tensor, where: Tensor) -> Tensor:
         _normalised(source[..., axis], count, fine.shape[3 - axis], centre)
         for axis, count in ((0, width), (1, height))
     ]
-    fine = F.grid_sample(fine, torch.stack(grid, -1), mode="bilinear", padding_mode="border", align_corners=True)
+    fine = cast(Tensor, _Sampled.apply(fine, torch.stack(grid, -1)))
     return _along(_along(fine, taps, 2, up=False), taps, 3, up=False)
+
+
+class _Sampled(torch.autograd.Function):
+    """Bilinear `grid_sample`, which not every release of PyTorch and device differentiates twice: by the images, of
+    which it is linear, it can be done any number of times."""
+
+    @staticmethod
+    def forward(ctx, images: Tensor, grid: Tensor) -> Tensor:
+        ctx.save_for_backward(grid)
+        ctx.shape = images.shape
+        return F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=True)
+
+    @staticmethod
+    def backward(ctx, *gradients: Tensor) -> tuple[Tensor, None]:
+        (grid,) = ctx.saved_tensors
+        return cast(Tensor, _Scattered.apply(gradients[0], grid, ctx.shape)), None
+
+
+class _Scattered(torch.autograd.Function):
+    """The transpose of `_Sampled`."""
+
+    @staticmethod
+    def forward(ctx, values: Tensor, grid: Tensor, shape: torch.Size) -> Tensor:
+        ctx.save_for_backward(grid)
+        anything = values.new_empty(shape)  # the gradient by linear images does not depend on them
+        made, _ = torch.ops.aten.grid_sampler_2d_backward(values, anything, grid, 0, 1, True, [True, False])
+        return made
+
+    @staticmethod
+    def backward(ctx, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        (grid,) = ctx.saved_tensors
+        return cast(Tensor, _Sampled.apply(gradients[0], grid)), None, None
 
 
 def _normalised(place: Tensor, count: int, samples: int, centre: float) -> Tensor:
