@@ -22,6 +22,7 @@ from longtake.story import Entry, Story, read_story
 from longtake.systems.base import System
 from longtake.systems.folder import load as load
 from longtake.systems.folder import load_trainable
+from longtake.systems.upscaler.pictures import WEIGHTS, PictureModel
 
 __all__ = ["Entry", "Story", "Video", "configure", "generate", "load", "load_upscaler", "read_story"]
 
@@ -155,7 +156,7 @@ def generate(
         story: a `Story` or a YAML file; other arguments that are given replace its fields.
         videos: how many, made together.
         chunk: frames a chunk; changes memory, never a frame.
-        upscaler: a trained upscaler that enlarges the frames.
+        upscaler: a trained upscaler that enlarges the frames, see `load_upscaler`.
 
     Example:
         >>> longtake.generate("tats-atari", frames=1024, seed=3).save("out.mp4")  # doctest: +SKIP
@@ -176,11 +177,14 @@ def generate(
 
 
 def load_upscaler(name: str | Path, device: torch.device | str = "cpu") -> Enlarges:
-    """The network of a trained upscaler: a folder, a bundled name or a Hub id.
+    """The network of a trained upscaler: a folder, a bundled name or a Hub id; or a file of weights of a picture
+    model that the package spandrel knows (`systems/upscaler/pictures.py`).
 
     Raises:
         UserError: nothing of that name, or it is no upscaler.
     """
+    if Path(name).suffix in WEIGHTS:
+        return PictureModel(Path(name), device)
     made = load_trainable(name, device)
     if made.name != "upscaler":
         raise UserError(f"{name} is a {made.name}, not an upscaler; train one with system: upscaler", code=2)

@@ -86,6 +86,8 @@ class Trainer:
             self.check(stage)
         evaluation = self._evaluation(system)
         self._prepare_folder()
+        if not stages and self.first:  # every network comes from `init`
+            self.export(system)
         begin = resume["stage"] if resume else 0
         previous = self._catch_signals()
         try:

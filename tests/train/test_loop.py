@@ -247,6 +247,14 @@ def test_a_finished_run_has_nothing_left_to_do(library, tmp_path):
     assert (tmp_path / "run" / "model.safetensors").stat().st_mtime_ns == before
 
 
+def test_with_nothing_to_train_the_model_is_that_of_init(library, tmp_path):
+    run(recipe(library, tmp_path / "trained"))
+    networks = model_folder.load_trainable(tmp_path / "trained").networks
+    idle = recipe(library, tmp_path / "taken", config=TinyConfig(steps=0))
+    run(replace(idle, init=dict.fromkeys(networks, str(tmp_path / "trained"))))
+    assert equal(tmp_path / "trained", tmp_path / "taken")
+
+
 @pytest.mark.parametrize("keep", [1, 2, 3])
 def test_the_last_checkpoints_are_kept(library, tmp_path, keep):
     run(recipe(library, tmp_path / "run", keep=keep))

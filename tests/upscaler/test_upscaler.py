@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+import types
 from dataclasses import replace
 
 import pytest
@@ -118,3 +120,68 @@ def test_what_is_no_upscaler_is_refused():
         api.load_upscaler("r3d-atari")
     with pytest.raises(ValueError, match="cannot be made 3 times smaller"):
         UpscalerConfig(factor=3, size=(16, 16))
+
+
+class Doubled(torch.nn.Module):
+    """What spandrel gives, as far as it is used: pictures (1, 3, H, W) in [0, 1]."""
+
+    scale, input_channels, output_channels = 2, 3, 3
+
+    def __init__(self, weights: dict):
+        super().__init__()
+        if set(weights) != {"gain"}:
+            raise ValueError("unknown architecture")
+        self.gain = torch.nn.Parameter(weights["gain"])
+
+    def forward(self, picture: torch.Tensor) -> torch.Tensor:
+        assert picture.shape[:2] == (1, 3)
+        assert float(picture.min()) >= 0
+        assert float(picture.max()) <= 1
+        return self.gain * picture.repeat_interleave(2, 2).repeat_interleave(2, 3)
+
+
+@pytest.fixture
+def spandrel(monkeypatch):
+    """A stand-in for the package, which needs torchvision."""
+
+    class ModelLoader:
+        def __init__(self, device: str):
+            self.device = device
+
+        def load_from_state_dict(self, weights: dict) -> Doubled:
+            return Doubled(weights)
+
+    module = types.ModuleType("spandrel")
+    module.ModelLoader = ModelLoader  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "spandrel", module)
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_picture_model_enlarges_every_frame(spandrel, tmp_path, wrapped):
+    weights = {"gain": torch.tensor(0.5)}
+    torch.save({"params_ema": weights} if wrapped else weights, tmp_path / "x2.pth")
+    made = api.load_upscaler(tmp_path / "x2.pth")
+    clip = torch.rand(2, 3, 5, 4, 6) * 2 - 1
+    with torch.no_grad():
+        large = torch.cat(list(upscale(clip.split(2, 2), made)), 2)
+    expected = (clip / 2 + 0.5) * 0.5 * 2 - 1
+    torch.testing.assert_close(large, expected.repeat_interleave(2, 3).repeat_interleave(2, 4))
+
+
+def test_what_spandrel_does_not_know_is_refused(spandrel, tmp_path, monkeypatch):
+    torch.save({"other": torch.zeros(1)}, tmp_path / "x.pth")
+    with pytest.raises(UserError, match=r"spandrel knows no model with the weights of .*x\.pth \(unknown arch"):
+        api.load_upscaler(tmp_path / "x.pth")
+    torch.save({"gain": torch.tensor(1.0)}, tmp_path / "x1.pth")
+    monkeypatch.setattr(Doubled, "scale", 1)
+    with pytest.raises(UserError, match=r"x1\.pth does not enlarge colour pictures"):
+        api.load_upscaler(tmp_path / "x1.pth")
+    with pytest.raises(UserError, match=r"cannot read .*none\.pth"):
+        api.load_upscaler(tmp_path / "none.pth")
+
+
+def test_without_spandrel_a_file_of_weights_says_what_to_do(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "spandrel", None)
+    torch.save({"gain": torch.tensor(1.0)}, tmp_path / "x2.pth")
+    with pytest.raises(UserError, match="needs the package spandrel"):
+        api.load_upscaler(tmp_path / "x2.pth")
