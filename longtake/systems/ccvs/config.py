@@ -265,14 +265,14 @@ SIZES = {
     "tiny": _TINY,
     "small": CCVSConfig(
         size=(48, 48),
-        autoencoder=AutoencoderConfig(16, (1, 1, 2, 2), 64, "average", 512, flow_widths=(32, 16, 16)),
+        autoencoder=AutoencoderConfig(32, (1, 1, 2, 2), 64, "average", 512, flow_widths=(32, 16, 16)),
         discriminator=DiscriminatorConfig(8, (1, 1, 2, 2)),
         autoencoder_stage=AutoencoderStageConfig(
             steps=5000,
             image_batch=4,
             video_batch=2,
-            video_every=2,
             lr=0.003,
+            l1_weight=5.0,  # or flow and mask outweigh it; much more, and no flow is learned
             perceptual_weight=1.0,
             gan_weight=0.1,
             gan_start=2500,
