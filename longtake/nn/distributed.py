@@ -38,6 +38,12 @@ def own_rows(x: Tensor) -> Tensor:
     return x.chunk(processes())[dist.get_rank()] if active() else x
 
 
+def whole(x: Tensor) -> Tensor:
+    """`x` put together, if the processes hold a part each; then every process must ask for it."""
+    gather = getattr(x, "full_tensor", None)  # of a DTensor
+    return gather() if gather else x
+
+
 def broadcast(x: Tensor) -> Tensor:
     """Replaces `x` by that of the first process (in place)."""
     if active():

@@ -91,6 +91,9 @@ class Stage(ABC):
     """A key of `validate`, lower is better: its best weights become the system's; None means the last ones."""
     ema: float | None = None
     """Decay of the averaged weights an update; None means the paper has none."""
+    shards: tuple[str, ...] = ()
+    """Networks in `trains` whose weights may be cut over processes (FSDP): transformers with `blocks` that the
+    stage uses through `forward`, `hidden` and `logits` alone."""
     derive: Callable[[Batch], dict[str, Tensor]] | None = None
     """Replaces `frames` by tensors that the frozen networks make of them, and of `audio` and `states` where the
     clips have them, kept between epochs."""

@@ -24,6 +24,7 @@ from torch import Tensor
 from longtake import __version__
 from longtake.config import from_dict, to_dict
 from longtake.errors import UserError
+from longtake.nn.distributed import whole
 from longtake.systems import system_class
 from longtake.systems.base import ModelInfo, System, Trainable
 
@@ -180,7 +181,9 @@ def load_network(system: Trainable, name: str, state: dict[str, Tensor], where: 
 def inference_state(system: Trainable) -> dict[str, Tensor]:
     """Tensors of all networks that inference needs, as `<network>.<parameter>`."""
     nets = ((n, system.networks[n]) for n in system.inference)
-    return {f"{n}.{k}": v.detach().cpu().contiguous() for n, net in nets for k, v in net.state_dict().items()}
+    return {
+        f"{n}.{k}": whole(v.detach()).cpu().contiguous() for n, net in nets for k, v in net.state_dict().items()
+    }
 
 
 def save(

@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+from longtake.train.sharding import cut_like, is_cut, local
 
 
 class EMA:
-    """Averaged copies of networks; buffers are copied, not averaged.
+    """Averaged weights of networks; buffers are copied, not averaged.
 
     The first updates average over fewer steps, or the random start would stay in the mean for long: the decay
     of update n, counted from 0, is min(decay, (1 + n) / (10 + n)).
 
     Args:
-        networks: by name.
+        networks: by name; their weights may be cut over processes, and then the averages are cut alike.
         decay: weight of the past an update, in the long run.
     """
 
     def __init__(self, networks: dict[str, nn.Module], decay: float):
         self.networks, self.decay = networks, decay
-        self.averaged = {name: copy.deepcopy(net).requires_grad_(False) for name, net in networks.items()}
+        self.averaged = {
+            name: {k: v.detach().clone() for k, v in _tensors(net).items()} for name, net in networks.items()
+        }
 
     @torch.no_grad()
     def update(self, names: list[str], step: int) -> None:
@@ -31,10 +34,21 @@ class EMA:
         decay = min(self.decay, (1 + step) / (10 + step))
         for name in names:
             net, mean = self.networks[name], self.averaged[name]
-            for a, b in zip(mean.parameters(), net.parameters(), strict=True):
-                a.lerp_(b.to(a.dtype), 1 - decay)
-            for a, b in zip(mean.buffers(), net.buffers(), strict=True):
-                a.copy_(b)
+            for key, value in net.named_parameters():
+                mean[key].lerp_(value.to(mean[key].dtype), 1 - decay)
+            for key, value in net.named_buffers():
+                mean[key].copy_(value)
+
+    def state_dict(self) -> dict[str, dict[str, Tensor]]:
+        """For every network what its `state_dict` would be with averaged weights."""
+        return {n: {k: self.averaged[n][k] for k in net.state_dict()} for n, net in self.networks.items()}
+
+    def load_state_dict(self, state: dict[str, dict[str, Tensor]]) -> None:
+        """Take back what `state_dict` gave, of whole tensors."""
+        for name, own in state.items():
+            for key, value in own.items():
+                mean = self.averaged[name][key]
+                local(mean).copy_(local(cut_like(value, mean)))
 
     @contextmanager
     def swapped(self) -> Iterator[None]:
@@ -45,12 +59,18 @@ class EMA:
         finally:
             self._swap()
 
+    @torch.no_grad()
     def _swap(self) -> None:
         for name, net in self.networks.items():
-            pairs = zip(
-                [*net.parameters(), *net.buffers()],
-                [*self.averaged[name].parameters(), *self.averaged[name].buffers()],
-                strict=True,
-            )
-            for a, b in pairs:
-                a.data, b.data = b.data, a.data
+            for key, own in _tensors(net).items():
+                mean = self.averaged[name][key]
+                if is_cut(own):  # where sharding keeps them, they must stay
+                    kept = local(own).clone()
+                    local(own).copy_(local(mean))
+                    local(mean).copy_(kept)
+                else:
+                    own.data, mean.data = mean.data, own.data
+
+
+def _tensors(network: nn.Module) -> dict[str, Tensor]:
+    return {**dict(network.named_parameters()), **dict(network.named_buffers())}

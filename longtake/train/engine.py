@@ -14,15 +14,18 @@ from torch import nn
 
 from longtake.data.batch import Batch, split, to_device
 from longtake.errors import UserError
-from longtake.nn.distributed import all_reduce_sum
+from longtake.nn.distributed import all_reduce_sum, whole
 from longtake.nn.precision import fast_bfloat16
 from longtake.rollout.rng import Rng
 from longtake.systems.base import Losses, Stage
+from longtake.train import sharding
 from longtake.train.ema import EMA
 
 
-def make_fabric(precision: str, device: str) -> Fabric:
+def make_fabric(precision: str, device: str, shard: bool = False) -> Fabric:
     """Fabric for this process; under torchrun it joins the others (gloo on CPU, nccl on CUDA).
+
+    With `shard` networks can be cut over them (`sharding.py`).
 
     On a CPU without bfloat16 arithmetic, "bf16" trains in 32 bits.
 
@@ -41,7 +44,7 @@ def make_fabric(precision: str, device: str) -> Fabric:
         accelerator={"mps": "mps", "cpu": "cpu"}.get(device, "cuda"),
         devices=int(os.environ["LOCAL_WORLD_SIZE"]) if processes else 1,
         num_nodes=int(os.environ["GROUP_WORLD_SIZE"]) if processes else 1,
-        strategy="ddp" if processes else "auto",
+        strategy="auto" if not processes else sharding.strategy() if shard else "ddp",
         precision=mixed,
     )
 
@@ -107,7 +110,7 @@ class FabricEngine:
         if self.ema:
             self.ema.update(self.averages[optimiser], self.step)
         logs = {key: float(value) for key, value in totals.items() if key != "loss"}
-        return {**logs, f"{optimiser}/loss": float(totals["loss"]), f"{optimiser}/grad_norm": float(norm)}
+        return {**logs, f"{optimiser}/loss": float(totals["loss"]), f"{optimiser}/grad_norm": float(whole(norm))}
 
     @contextmanager
     def _only(self, parameters: list[nn.Parameter]) -> Iterator[None]:
@@ -123,8 +126,9 @@ class FabricEngine:
                 p.requires_grad_(True)
 
     def _synchronise(self, parameters: list[nn.Parameter]) -> None:
-        """Mean of the gradients over processes, in one message."""
-        if self.fabric.world_size == 1:
+        """Mean of the gradients over processes, in one message; those of cut weights are means already."""
+        parameters = [p for p in parameters if not sharding.is_cut(p)]
+        if self.fabric.world_size == 1 or not parameters:
             return
         for p in parameters:
             if p.grad is None:

@@ -23,7 +23,7 @@ from longtake.rollout.memory import kept_allocations
 from longtake.systems import folder as model_folder
 from longtake.systems import system_class
 from longtake.systems.base import ModelInfo, Stage, Trainable
-from longtake.train import checkpoint
+from longtake.train import checkpoint, sharding
 from longtake.train.engine import make_fabric
 from longtake.train.evaluation import TrainingEvaluation
 from longtake.train.recipe import Recipe, read_recipe
@@ -67,7 +67,7 @@ class Trainer:
         if self.settings.threads:
             torch.set_num_threads(self.settings.threads)
         device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-        self.fabric: Fabric = make_fabric(self.settings.precision, device)
+        self.fabric: Fabric = make_fabric(self.settings.precision, device, self.settings.shard)
         self.fabric.launch()
         self.folder = Path(recipe.output)
         self.library = Library(recipe.data)
@@ -86,7 +86,7 @@ class Trainer:
             self.check(stage)
         evaluation = self._evaluation(system)
         self._prepare_folder()
-        if not stages and self.first:  # every network comes from `init`
+        if not stages:  # every network comes from `init`
             self.export(system)
         begin = resume["stage"] if resume else 0
         previous = self._catch_signals()
@@ -179,6 +179,16 @@ class Trainer:
                 raise UserError(f"{text}; choose a divisor of it", code=2)
         Loader(self.library, stage.clips, "train", self.recipe.seed, cache_bytes=0)
 
+    def cut(self, system: Trainable, stage: Stage) -> bool:
+        """Cut the networks of a stage over the processes, where that is asked for; whether any now is."""
+        if not self.settings.shard or self.fabric.world_size == 1:
+            return False
+        for name in stage.shards:
+            network = system.networks[name]
+            if not any(map(sharding.is_cut, network.parameters())):  # by an earlier stage
+                self.fabric.strategy.setup_module(network)
+        return any(sharding.is_cut(p) for net in system.networks.values() for p in net.parameters())
+
     def loader(self, stage: Stage, system: Trainable, split: str) -> Loader:
         """The stage's batches; the first process fills the frame cache while the others wait."""
         derive = None
@@ -217,12 +227,15 @@ class Trainer:
             self.tell(f"decoding the library: {done}/{total} videos")
 
     def export(self, system: Trainable) -> None:
-        """Write the model folder."""
+        """Write the model folder; if weights are cut over processes, every one must take part."""
+        state = model_folder.inference_state(system)
+        if not self.first:
+            return
         card = (
             f"# {self.recipe.system} {self.recipe.size}\n\nTrained by longtake; recipe.yaml beside this file is "
             f"the whole recipe, log.jsonl the whole log.\n\nLibrary: `{self.library.hash}`\n"
         )
-        model_folder.save(system, self.folder, card)
+        model_folder.save(system, self.folder, card, state=state)
 
     def _on_device(self, derive: Callable) -> Callable:
         def derived(batch):

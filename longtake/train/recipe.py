@@ -36,12 +36,17 @@ class LoopSettings:
     """Disk the decoded frames may take, and as much again for derived tensors."""
     workers: int = 2
     """Threads that read clips."""
+    shard: bool = False
+    """Cut the weights of transformers that allow it over the processes of torchrun (FSDP): Loong's language model.
+    No previews, and no evaluation, while they are cut."""
     threads: int | None = None
     """CPU threads of the arithmetic; None leaves PyTorch's choice."""
     evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
     """The metrics of `longtake evaluate` during training."""
 
     def __post_init__(self):
+        if self.shard and self.evaluation.every is not None:
+            raise ValueError("shard and evaluation.every exclude each other: making videos reads whole weights")
         for field_ in fields(self):
             value = getattr(self, field_.name)
             if type(value) is int and value < 1:

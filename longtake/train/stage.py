@@ -17,7 +17,7 @@ from longtake.errors import UserError
 from longtake.progress import progress_bar
 from longtake.systems import folder as model_folder
 from longtake.systems.base import Stage, System, Trainable
-from longtake.train import checkpoint, health
+from longtake.train import checkpoint, health, sharding
 from longtake.train.engine import FabricEngine
 from longtake.train.log import Log
 
@@ -54,6 +54,7 @@ class StageRun:
         self.best_by = evaluation.best_by if evaluation and evaluation.best_by else stage.best_by
         for name, network in system.networks.items():
             network.to(run.fabric.device).requires_grad_(name in stage.trains).train(name in stage.trains)
+        self.cut = run.cut(system, stage)
         self.engine = FabricEngine(run.fabric, system.networks, stage, self.settings.accumulate, run.recipe.seed)
         self.best_of = f"{self.best_by} of {evaluation}" if evaluation and evaluation.best_by else self.best_by
         self.start, self.best = 0, None
@@ -163,7 +164,7 @@ class StageRun:
             self._write_best()
 
     def _preview(self, done: int) -> None:
-        if self.held_out is None:
+        if self.held_out is None or self.cut:  # making videos reads whole weights
             return
         with self._evaluating():
             batches = {n: to_device(b, self.fabric.device) for n, b in self.held_out.batches(0).items()}
@@ -188,16 +189,19 @@ class StageRun:
         """A checkpoint, and the model folder as it stands."""
         self.saved = f"{self.number}-{done:08d}-{self.stage.name}"
         self.engine.share_buffers()
-        if self.run.first:
+        if self.run.first or self.cut:  # to put cut weights together takes every process
             ema = self.engine.ema
-            state = {
-                **self._common(self.number, done),
-                "optimisers": {n: o.state_dict() for n, o in self.engine.optimisers.items()},
-                "scaler": self.fabric.strategy.precision.state_dict(),
-                "stage_state": self.stage.state_dict(),
-                "ema": {n: net.state_dict() for n, net in ema.averaged.items()} if ema else None,
-            }
-            checkpoint.write(self.run.folder / "checkpoints", self.saved, state, self.settings.keep)
+            state = sharding.gathered(
+                {
+                    **self._common(self.number, done),
+                    "optimisers": {n: o.state_dict() for n, o in self.engine.optimisers.items()},
+                    "scaler": self.fabric.strategy.precision.state_dict(),
+                    "stage_state": self.stage.state_dict(),
+                    "ema": ema.state_dict() if ema else None,
+                }
+            )
+            if self.run.first:
+                checkpoint.write(self.run.folder / "checkpoints", self.saved, state, self.settings.keep)
             with self.engine.averaged():
                 self.run.export(self.system)
         self.fabric.barrier()
@@ -206,11 +210,11 @@ class StageRun:
         """Put back what belongs to the middle of a stage."""
         for name, optimiser in self.engine.optimisers.items():
             optimiser.load_state_dict(state["optimisers"][name])
+            sharding.cut_moments(optimiser)
         self.fabric.strategy.precision.load_state_dict(state["scaler"])
         self.stage.load_state_dict(state["stage_state"])
         if self.engine.ema:
-            for name, network in self.engine.ema.averaged.items():
-                network.load_state_dict(state["ema"][name])
+            self.engine.ema.load_state_dict(state["ema"])
 
     def _common(self, number: int, step: int) -> dict:
         """What every checkpoint holds."""
@@ -224,10 +228,12 @@ class StageRun:
         return self.run.folder / "checkpoints" / f"best-{self.stage.name}.safetensors"
 
     def _write_best(self) -> None:
-        if self.run.first:
+        if self.run.first or self.cut:
             nets = self.system.networks
             with self.engine.averaged():
                 state = {f"{n}.{k}": v for n in self.stage.trains for k, v in nets[n].state_dict().items()}
+                state = sharding.gathered(state)
+            if self.run.first:
                 self._best_file.parent.mkdir(parents=True, exist_ok=True)
                 checkpoint.write_tensors(self._best_file, state)
 
@@ -238,13 +244,15 @@ class StageRun:
         if self.best_by and self._best_file.exists():
             state = load_file(self._best_file)
             for name in self.stage.trains:
-                model_folder.load_network(self.system, name, state, self._best_file)
+                own = model_folder.fitting(self.system, name, state, self._best_file)
+                sharding.load_whole(self.system.networks[name], own)
         elif self.engine.ema:
-            for name in self.stage.trains:
-                self.system.networks[name].load_state_dict(self.engine.ema.averaged[name].state_dict())
-        if self.run.first:
+            for name, state in self.engine.ema.state_dict().items():
+                self.system.networks[name].load_state_dict(state)
+        if self.run.first or self.cut:
             self.run.export(self.system)  # before the checkpoint that says there is nothing left to do
+            state = sharding.gathered(self._common(self.number + 1, 0))
+        if self.run.first:
             name = f"{self.number + 1}-{0:08d}-start"
-            state = self._common(self.number + 1, 0)
             checkpoint.write(self.run.folder / "checkpoints", name, state, self.settings.keep)
         self.fabric.barrier()

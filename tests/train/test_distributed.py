@@ -33,7 +33,7 @@ finish = StageRun._finish
 def recording(self):
     system, stage, engine = self.system, self.stage, self.engine
     state = {f"{n}.{k}": v for n, net in system.networks.items() for k, v in net.state_dict().items()}
-    averaged = {f"{n}.{k}": v for n, net in engine.ema.averaged.items() for k, v in net.state_dict().items()}
+    averaged = {f"{n}.{k}": v for n, own in engine.ema.state_dict().items() for k, v in own.items()}
     path = Path(self.run.folder) / f"rank-{self.fabric.global_rank}-{stage.name}.json"
     path.write_text(json.dumps([self.fabric.world_size, weights_hash(state), weights_hash(averaged)]))
     finish(self)

@@ -144,9 +144,9 @@ def test_averages_follow_the_formula_and_copy_buffers():
             nets["two"][1].running_mean.add_(1)
         ema.update(["two"], step)
         expected = decay * expected + (1 - decay) * nets["two"][0].weight.detach()
-    mean: Any = ema.averaged["two"]
-    assert torch.allclose(mean[0].weight, expected, atol=1e-6)
-    assert float(mean[1].running_mean) == 3
+    mean = ema.averaged["two"]
+    assert torch.allclose(mean["0.weight"], expected, atol=1e-6)
+    assert float(mean["1.running_mean"]) == 3
     own = nets["two"][0].weight.detach().clone()
     with ema.swapped():
         assert torch.allclose(nets["two"][0].weight, expected, atol=1e-6)
@@ -159,14 +159,14 @@ def test_an_update_moves_the_averages_of_its_own_networks_only():
     before = nets["one"].weight.detach().clone()
     engine.step = 100
     engine.update("one", lambda part: {"loss": nets["one"](part["x"]).square().mean()}, batch())
-    averaged: Any = engine.ema.averaged
-    assert torch.allclose(averaged["one"].weight, (before + nets["one"].weight) / 2, atol=1e-7)
-    assert torch.equal(averaged["two"][0].weight, nets["two"][0].weight)
-    expected = averaged["one"].weight.clone()
+    averaged = engine.ema.averaged
+    assert torch.allclose(averaged["one"]["weight"], (before + nets["one"].weight) / 2, atol=1e-7)
+    assert torch.equal(averaged["two"]["0.weight"], nets["two"][0].weight)
+    expected = averaged["one"]["weight"].clone()
     with engine.averaged():
         assert torch.equal(nets["one"].weight, expected)
     assert not torch.equal(nets["one"].weight, expected)
-    assert not averaged["one"].weight.requires_grad
+    assert not averaged["one"]["weight"].requires_grad
 
 
 def test_bf16_computes_in_bfloat16_and_keeps_float32_weights(monkeypatch):

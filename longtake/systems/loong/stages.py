@@ -161,7 +161,7 @@ class LMStage(Stage):
     weigh beside clips: an update sees either, and both losses are means.
     """
 
-    trains, frozen = ("lm",), ("tokenizer",)
+    trains, frozen, shards = ("lm",), ("tokenizer",), ("lm",)
 
     def __init__(self, system: Loong, number: int):
         self.config, self.system = system.config.lm_stage, system
