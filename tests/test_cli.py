@@ -155,10 +155,12 @@ def test_several_videos_are_the_same_in_groups(model, tmp_path):
         assert sorted(p.name for p in (tmp_path / folder_).iterdir()) == names
     for name in names:
         one, two = (video.read_frames(tmp_path / f / name, range(12)) for f in ("all", "groups"))
-        assert abs(one.astype(int) - two.astype(int)).max() <= 8
+        assert (
+            abs(one.astype(int) - two.astype(int)).mean() < 1
+        )  # other videos: tens; rounding goes through a codec
     assert run("generate", model, "-o", tmp_path / "alone.mp4", "--frames", 12, "--seed", 5) == 0
     alone = video.read_frames(tmp_path / "alone.mp4", range(12)).astype(int)
-    assert abs(alone - video.read_frames(tmp_path / "all" / "v-001.mp4", range(12))).max() <= 8
+    assert abs(alone - video.read_frames(tmp_path / "all" / "v-001.mp4", range(12))).mean() < 1
 
 
 def test_a_story_and_what_replaces_it(model, tmp_path):

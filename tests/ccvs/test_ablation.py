@@ -36,7 +36,15 @@ def script(monkeypatch) -> ModuleType:
 
 def arguments(output: Path, *arms: str) -> argparse.Namespace:
     return argparse.Namespace(
-        data="", output=str(output), arms=list(arms), seed=0, clips=2, autoencoder_steps=10, prior_steps=10
+        autoencoder_batch=[4, 2],
+        prior_batch=4,
+        data="",
+        output=str(output),
+        arms=list(arms),
+        seed=0,
+        clips=2,
+        autoencoder_steps=10,
+        prior_steps=10,
     )
 
 
