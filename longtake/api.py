@@ -22,7 +22,8 @@ from longtake.story import Entry, Story, read_story
 from longtake.systems.base import System
 from longtake.systems.folder import load as load
 from longtake.systems.folder import load_trainable
-from longtake.systems.upscaler.pictures import WEIGHTS, PictureModel
+from longtake.systems.foreign import WEIGHTS
+from longtake.systems.upscaler.pictures import PictureModel
 
 __all__ = ["Entry", "Story", "Video", "configure", "generate", "load", "load_upscaler", "read_story"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def active() -> bool:
@@ -42,6 +42,22 @@ def whole(x: Tensor) -> Tensor:
     """`x` put together, if the processes hold a part each; then every process must ask for it."""
     gather = getattr(x, "full_tensor", None)  # of a DTensor
     return gather() if gather else x
+
+
+def load_whole(network: nn.Module, state: dict[str, Tensor]) -> None:
+    """Put whole tensors into a network of whose weights the processes may hold a part each."""
+    own = network.state_dict()
+    network.load_state_dict({k: cut_like(v, own[k]) if k in own else v for k, v in state.items()})
+
+
+def cut_like(value: Tensor, like: Tensor) -> Tensor:
+    """A whole tensor as `like` is: this process's part of it, or itself."""
+    if not hasattr(like, "full_tensor"):
+        return value
+    from torch.distributed.tensor import DTensor, distribute_tensor  # here: it takes half a second
+
+    assert isinstance(like, DTensor)
+    return distribute_tensor(value.to(like.device, like.dtype), like.device_mesh, like.placements)
 
 
 def broadcast(x: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ from torch import Tensor
 from longtake import __version__
 from longtake.config import from_dict, to_dict
 from longtake.errors import UserError
-from longtake.nn.distributed import whole
+from longtake.nn.distributed import load_whole, whole
 from longtake.systems import system_class
 from longtake.systems.base import ModelInfo, System, Trainable
 
@@ -175,7 +175,7 @@ def load_network(system: Trainable, name: str, state: dict[str, Tensor], where: 
     """
     network, own = system.networks[name], fitting(system, name, state, where)
     expected = network.state_dict()
-    network.load_state_dict({k: v.to(expected[k].dtype) for k, v in own.items()})
+    load_whole(network, {k: v.to(expected[k].dtype) for k, v in own.items()})
 
 
 def inference_state(system: Trainable) -> dict[str, Tensor]:

@@ -43,6 +43,8 @@ from longtake.systems.inert import (
     text,
 )
 
+WEIGHTS = (".pth", ".pt", ".ckpt", ".safetensors")
+"""Endings of files of weights."""
 MAX_PICKLE = 256 << 20
 MAX_MEMO = 1 << 22
 MAX_NESTING = 500

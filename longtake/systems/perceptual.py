@@ -11,10 +11,7 @@ from longtake.errors import UserError
 from longtake.nn.perceptual import PerceptualDistance, lpips
 from longtake.nn.resnet3d import ResNet3d
 from longtake.systems.folder import bundled, load_trainable
-from longtake.systems.foreign import read_foreign
-
-SUFFIXES = (".pth", ".pt", ".ckpt", ".safetensors")
-
+from longtake.systems.foreign import WEIGHTS, read_foreign
 
 STILL = 4
 """Frames for which a single frame is held still before a classifier of clips."""
@@ -60,7 +57,7 @@ def load_lpips(path: Path | str, scale: float = 1.0) -> PerceptualDistance:
         UserError: nothing there, a damaged file, or missing weights (named).
     """
     path = Path(path)
-    files = sorted(p for p in path.iterdir() if p.suffix in SUFFIXES) if path.is_dir() else [path]
+    files = sorted(p for p in path.iterdir() if p.suffix in WEIGHTS) if path.is_dir() else [path]
     state: dict[str, Tensor] = {}
     for file in files:
         content = read_foreign(file, skip=("optimizer_states", "callbacks"))

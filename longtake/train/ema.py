@@ -8,7 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from longtake.train.sharding import cut_like, is_cut, local
+from longtake.nn.distributed import load_whole
+from longtake.train.sharding import is_cut, local
 
 
 class EMA:
@@ -45,10 +46,9 @@ class EMA:
 
     def load_state_dict(self, state: dict[str, dict[str, Tensor]]) -> None:
         """Take back what `state_dict` gave, of whole tensors."""
-        for name, own in state.items():
-            for key, value in own.items():
-                mean = self.averaged[name][key]
-                local(mean).copy_(local(cut_like(value, mean)))
+        with self.swapped():
+            for name, network in self.networks.items():
+                load_whole(network, state[name])
 
     @contextmanager
     def swapped(self) -> Iterator[None]:

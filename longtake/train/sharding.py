@@ -13,9 +13,9 @@ import torch
 from lightning_fabric.strategies import ModelParallelStrategy
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor
 
-from longtake.nn.distributed import whole
+from longtake.nn.distributed import cut_like, whole
 
 
 def strategy() -> ModelParallelStrategy:
@@ -48,19 +48,6 @@ def gathered(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [gathered(v) for v in value]
     return whole(value).cpu() if is_cut(value) else value
-
-
-def cut_like(value: Tensor, like: Tensor) -> Tensor:
-    """A whole tensor, cut as `like` is."""
-    if not isinstance(like, DTensor):
-        return value
-    return distribute_tensor(value.to(like.device, like.dtype), like.device_mesh, like.placements)
-
-
-def load_whole(network: nn.Module, state: dict[str, Tensor]) -> None:
-    """Put whole tensors into a network that may be cut."""
-    own = network.state_dict()
-    network.load_state_dict({k: cut_like(v, own[k]) for k, v in state.items()})
 
 
 def cut_moments(optimiser: torch.optim.Optimizer) -> None:

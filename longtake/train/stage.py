@@ -244,8 +244,7 @@ class StageRun:
         if self.best_by and self._best_file.exists():
             state = load_file(self._best_file)
             for name in self.stage.trains:
-                own = model_folder.fitting(self.system, name, state, self._best_file)
-                sharding.load_whole(self.system.networks[name], own)
+                model_folder.load_network(self.system, name, state, self._best_file)
         elif self.engine.ema:
             for name, state in self.engine.ema.state_dict().items():
                 self.system.networks[name].load_state_dict(state)

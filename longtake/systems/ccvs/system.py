@@ -26,8 +26,8 @@ from longtake.systems.ccvs.sampling import FrameRegressor, FrameSampler
 from longtake.systems.ccvs.stages import AutoencoderStage
 from longtake.systems.ccvs.tokenizers import SoundTokenizer, StateTokenizer
 from longtake.systems.ccvs.transformer import AnnotatedTransformer, Layout
-from longtake.systems.foreign import read_foreign
-from longtake.systems.perceptual import SUFFIXES, load_perceptual
+from longtake.systems.foreign import WEIGHTS, read_foreign
+from longtake.systems.perceptual import load_perceptual
 
 
 class CCVS(System):
@@ -125,7 +125,7 @@ class CCVS(System):
         path = self.config.autoencoder_stage.perceptual
         if not path:
             return None
-        if Path(path).suffix in SUFFIXES and Path(path).is_file():
+        if Path(path).suffix in WEIGHTS and Path(path).is_file():
             state = read_foreign(path)
             if isinstance(state, dict) and is_vgg19(state):
                 return VGG19Distance(state)

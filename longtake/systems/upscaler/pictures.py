@@ -15,8 +15,6 @@ from torch import Tensor
 from longtake.errors import UserError
 from longtake.systems.foreign import read_foreign
 
-WEIGHTS = (".pth", ".pt", ".ckpt", ".safetensors")
-"""Endings of files of weights."""
 _WRAPPERS = ("params_ema", "params", "state_dict", "model", "model_state_dict")
 """Names under which trainers keep them."""
 
