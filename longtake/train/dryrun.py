@@ -1,4 +1,7 @@
-"""What a recipe would train and what it costs, without training it."""
+"""What a recipe would train and what it costs, without training it.
+
+Operations are those of matrix products, convolutions and attention, forwards and backwards, counted on real clips.
+"""
 
 from __future__ import annotations
 
@@ -34,6 +37,26 @@ def describe(recipe: Recipe) -> str:
     return "\n".join(lines)
 
 
+def count_flops(recipe: Recipe, updates: int = 16) -> dict[str, float]:
+    """FLOPs of every stage in all, one process.
+
+    Args:
+        recipe: what is trained.
+        updates: so many of a stage's last updates are counted and averaged: more than one, for what is not part of
+            every update (lazy regularisation, draws of pictures now and then).
+
+    Raises:
+        UserError: a library that does not fit the recipe.
+    """
+    library = Library(recipe.data)
+    system = build(recipe, library)
+    found = {}
+    for stage in system.stages():
+        loader = Loader(library, stage.clips, "train", recipe.seed, cache_bytes=0)
+        found[stage.name] = _measure(stage, system, loader, recipe, updates, None)[0] * stage.steps
+    return found
+
+
 def _stage(stage: Stage, system: Trainable, library: Library, recipe: Recipe) -> list[str]:
     loader = Loader(library, stage.clips, "train", recipe.seed, cache_bytes=0)
     lines = [f"stage {stage.name}: {stage.steps:,} updates, trains {', '.join(stage.trains)}"]
@@ -55,25 +78,33 @@ def _stage(stage: Stage, system: Trainable, library: Library, recipe: Recipe) ->
     return lines
 
 
-def _measure(stage: Stage, system: Trainable, loader: Loader, recipe: Recipe) -> tuple[float, float]:
-    """FLOPs and bytes of saved activations of one update, from its last (fully switched on) step."""
-    fabric = make_fabric("32", "cpu")
-    engine = FabricEngine(fabric, system.networks, stage, 1, recipe.seed)
-    batches = {name: _ready(batch, stage) for name, batch in loader.batches(0).items()}
-    size = max(len(batch["id"]) for batch in batches.values())
-    few = {name: Batch(**{k: v[:2] for k, v in batch.items()}) for name, batch in batches.items()}
-    engine.begin(max(0, stage.steps - 1))
-    saved: dict[int, int] = {}
+def _measure(
+    stage: Stage, system: Trainable, loader: Loader, recipe: Recipe, updates: int = 1, clips: int | None = 2
+) -> tuple[float, float]:
+    """FLOPs of an update and bytes of saved activations, from the last (fully switched on) ones.
 
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
+    `clips` of each draw are really run, and the figures scaled to the largest batch; None: all of them.
+    """
+    engine = FabricEngine(make_fabric("32", "cpu"), system.networks, stage, 1, recipe.seed)
+    flops, saved = 0.0, 0
+    for step in range(max(0, stage.steps - updates), max(1, stage.steps)):
+        batches = {name: _ready(batch, stage) for name, batch in loader.batches(step).items()}
+        size = max(len(batch["id"]) for batch in batches.values())
+        few = {name: Batch(**{k: v[:clips] for k, v in batch.items()}) for name, batch in batches.items()}
+        engine.begin(step)
+        kept: dict[int, int] = {}
 
-    with FlopCounterMode(display=False) as counter:
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
-            stage.step(few, engine)
-    scale = size / min(2, size)
-    return counter.get_total_flops() * scale, sum(saved.values()) * scale
+        def keep(tensor: torch.Tensor, kept: dict[int, int] = kept) -> torch.Tensor:
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with FlopCounterMode(display=False) as counter:
+            with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+                stage.step(few, engine)
+        scale = size / min(clips or size, size)
+        flops += counter.get_total_flops() * scale / min(updates, max(1, stage.steps))
+        saved = max(saved, int(sum(kept.values()) * scale))
+    return flops, saved
 
 
 def _ready(batch: Batch, stage: Stage) -> Batch:

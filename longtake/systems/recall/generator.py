@@ -129,24 +129,18 @@ class AxisAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, T, H, W) -> same."""
         B, C, T, H, W = x.shape
-        parts = [layer(x) for layer in (self.query, self.key, self.value)]
-        if self.axis == "time":
-            query, key, value = (p.permute(0, 3, 4, 2, 1).flatten(1, 2) for p in parts)  # (B, HW, T, C)
-        else:
-            query, key, value = (p.flatten(3).permute(0, 2, 3, 1) for p in parts)  # (B, T, HW, C)
-        attended = _attended(query, key, value)  # pyright: ignore[reportCallIssue]
+        order = (0, 3, 4, 2, 1) if self.axis == "time" else (0, 2, 3, 4, 1)
+        last = x.permute(order).contiguous()  # channels last, once: pointwise convolutions are then plain products
+        rows = last.flatten(1, 2) if self.axis == "time" else last.flatten(2, 3)  # (B, rows, places, C)
+        query, key, value = (
+            F.linear(rows, cast(Tensor, layer.weight).flatten(1), layer.bias)
+            for layer in (self.query, self.key, self.value)
+        )
+        attended = F.softmax(query @ key.mT, -1) @ value
         if self.official:
-            y = attended.reshape(B, H, W, C, T).permute(0, 3, 4, 1, 2)
-        elif self.axis == "time":
-            y = attended.reshape(B, H, W, T, C).permute(0, 4, 3, 1, 2)
-        else:
-            y = attended.reshape(B, T, H, W, C).permute(0, 4, 1, 2, 3)
-        return self.gamma * y + x
-
-
-@torch.compiler.disable  # compiled for a CPU, the result would get the width of the queries instead of the values
-def _attended(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    return F.scaled_dot_product_attention(query, key, value, scale=1.0)
+            return self.gamma * attended.reshape(B, H, W, C, T).permute(0, 3, 4, 1, 2) + x
+        y = (self.gamma * attended).view_as(last) + last
+        return y.permute(0, 4, 3, 1, 2) if self.axis == "time" else y.permute(0, 4, 1, 2, 3)
 
 
 class Generator(nn.Module):
