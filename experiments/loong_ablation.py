@@ -95,11 +95,13 @@ class Judge:
         assert probabilities is not None
         return [self.extractor.classes[i] for i in probabilities.argmax(1)]
 
-    def baselines(self) -> dict:
+    def baselines(self) -> dict[str, float]:
+        """Distances of what needs no model; they depend on how many clips there are."""
         frozen = self.real[:, :1].repeat(CLIP, 1)
         mean = self.real.mean(0, keepdims=True).round().astype(np.uint8).repeat(len(self.real), 0)
         shown = {"real": self.real, "first frame frozen": frozen, "mean clip": mean}
-        return {name: self.distance(clips) for name, clips in shown.items()}
+        what = f"{len(self.real)} clips of {self.real.shape[2]} pixels"
+        return {f"{name}, {what}": self.distance(clips) for name, clips in shown.items()}
 
 
 def stories(library: Library, frames: int, count: int, seed: int) -> tuple[list[Story], list[str]]:
@@ -187,7 +189,8 @@ def trainings(part: str, arm: str, seed: int, args: argparse.Namespace, judge: J
     budget = [args.updates // 4, 0, args.updates - args.updates // 4]
     if stages[1]:
         budget = [args.updates // 4, args.updates // 2, args.updates - args.updates // 4 - args.updates // 2]
-    stage = replace(stage, steps=tuple(budget), batch=SIZES["small"].lm_stage.batch, early_weight=weight)
+    batch = SIZES["small"].lm_stage.batch
+    stage = replace(stage, steps=tuple(budget), batch=batch, early_weight=weight, warmup=args.updates // 20)
     name = f"{part}-{list(TRAININGS).index(arm) if part == 'training' else width}"
     run = trained(name, replace(start, lm=lm, lm_stage=stage), seed, args, {"tokenizer": args.tokenizer})
     system = load(run)
@@ -282,6 +285,7 @@ def main() -> None:
     parser.add_argument("--model", help="a trained Loong, for the parts at generation time")
     parser.add_argument("--tokenizer", help="a Loong whose tokenizer the trainings use")
     parser.add_argument("--parts", nargs="+", choices=list(ARMS), default=[*ROLLOUTS, "speed"])
+    parser.add_argument("--arms", nargs="+", help="only these of the parts' arms")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--frames", type=int, default=905, help="of each long video; 905 are a minute")
     parser.add_argument("--times", type=int, default=8, help="clips looked at in each")
@@ -295,11 +299,13 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     if not args.table:
         judge = Judge(Library(args.data), args.videos)
-        (folder / "baselines.json").write_text(json.dumps(judge.baselines(), indent=1))
+        base = folder / f"baselines-{args.videos}-{judge.library.header.size[0]}.json"
+        if not base.exists():
+            base.write_text(json.dumps(judge.baselines(), indent=1))
         for seed in args.seeds:
             for part in args.parts:
                 run, arms = ARMS[part]
-                for arm in arms:
+                for arm in arms if args.arms is None else [a for a in arms if a in args.arms]:
                     record = folder / f"record-{part}-{arms.index(arm)}-{seed}.json"
                     if not record.exists():
                         made = {"part": part, "arm": arm, "seed": seed, "library": judge.library.hash}
@@ -309,7 +315,9 @@ def main() -> None:
                         )
     records = [json.loads(p.read_text()) for p in sorted(folder.glob("record-*.json"))]
     if records:
-        baselines = json.loads((folder / "baselines.json").read_text())
+        baselines: dict[str, float] = {}
+        for path in sorted(folder.glob("baselines-*.json")):
+            baselines |= json.loads(path.read_text())
         whole = {"baselines": baselines, "records": records}
         (RESULTS / "loong_ablation.json").write_text(json.dumps(whole, indent=1) + "\n")
         print("distance of " + ", ".join(f"{k}: {v:.4g}" for k, v in baselines.items()))

@@ -244,7 +244,7 @@ class ClipPicker:
         UserError: the library cannot meet the spec; the message names what is missing.
     """
 
-    def __init__(self, library: Library, spec: ClipSpec, split: str, seed: int, name: str):
+    def __init__(self, library: Library, spec: ClipSpec, split: str, seed: int | str, name: str):
         self.library, self.spec = library, spec
         self.rng = Rng([f"{seed}/{name}"])
         have = library.header
@@ -310,14 +310,16 @@ class ClipPicker:
         return [step * batch * world + p for p in places]
 
 
-def present(draws: dict[str, Draw], step: int, seed: int) -> list[str]:
-    """Names of the draws that a step sees."""
+def present(draws: dict[str, Draw], step: int, seed: int | str, in_turn: bool = False) -> list[str]:
+    """Names of the draws that a step sees; `in_turn`: those with a share take turns, longer clips first."""
     shared = {name: draw.share for name, draw in draws.items() if draw.share is not None}
     chosen = None
     if shared:
         if abs(sum(shared.values()) - 1) > 1e-6:
             raise ValueError(f"the shares of {', '.join(shared)} add up to {sum(shared.values()):g}, not 1")
+        longest = sorted(shared, key=lambda name: -draws[name].spec.frames)
         u = float(Rng([seed]).uniform("share", step)[0])
         edges = np.cumsum(list(shared.values()))
-        chosen = list(shared)[min(int(np.searchsorted(edges, u, side="right")), len(shared) - 1)]
+        drawn = list(shared)[min(int(np.searchsorted(edges, u, side="right")), len(shared) - 1)]
+        chosen = longest[step % len(longest)] if in_turn else drawn
     return [n for n, d in draws.items() if (n == chosen if d.share is not None else step % d.every == 0)]

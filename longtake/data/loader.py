@@ -34,6 +34,7 @@ class Loader:
         draws: what the stage asks for; a batch size is per process.
         split: "train" or "test".
         seed: of the draws.
+        scope: draws of different scopes are independent: what a later stage sees does not repeat an earlier one.
         cache_bytes: budget of the decoded-frame cache and of the derived cache, each.
         workers: reading threads.
         rank, world: this process and how many there are.
@@ -50,6 +51,7 @@ class Loader:
         draws: dict[str, Draw],
         split: str = "train",
         seed: int = 0,
+        scope: str = "",
         cache_bytes: int = 4 << 30,
         workers: int = 2,
         rank: int = 0,
@@ -57,8 +59,9 @@ class Loader:
         derive: tuple[Derive, dict] | None = None,
         progress: Callable[[int, int], None] | None = None,
     ):
-        self.library, self.draws, self.seed, self.rank, self.world = library, draws, seed, rank, world
-        self.pickers = {n: ClipPicker(library, d.spec, split, seed, f"{split}/{n}") for n, d in draws.items()}
+        self.library, self.draws, self.rank, self.world = library, draws, rank, world
+        self.key, self.in_turn = f"{seed}/{scope}" if scope else seed, split == "test"
+        self.pickers = {n: ClipPicker(library, d.spec, split, self.key, f"{split}/{n}") for n, d in draws.items()}
         sizes = {d.spec.size for d in draws.values()}
         self.frames = {size: FrameCache(library, size, cache_bytes, progress) for size in sizes}
         self.workers = workers
@@ -91,7 +94,7 @@ class Loader:
 
     def _read(self, step: int) -> dict[str, _Pending]:
         pending = {}
-        for name in present(self.draws, step, self.seed):
+        for name in present(self.draws, step, self.key, self.in_turn):
             draw, picker = self.draws[name], self.pickers[name]
             ids = picker.ids(step // draw.every, draw.batch, self.rank, self.world)
             clips = [picker.pick(i) for i in ids]

@@ -82,7 +82,7 @@ class TextTokenizer:
         where: for messages.
 
     Raises:
-        UserError: it is no tokenizer, or has no marks of start and end.
+        UserError: it is no tokenizer.
     """
 
     def __init__(self, json: str, length: int, where: str = "the model's tokenizer"):
@@ -98,12 +98,16 @@ class TextTokenizer:
         marks = [self.tokenizer.token_to_id(mark) for mark in (START, END)]
         if None in marks:
             marks = [self.tokenizer.token_to_id(mark) for mark in ("<s>", "</s>")]
-        if None in marks:
-            raise UserError(f"{where} has no marks {START} and {END}, nor <s> and </s>", code=2)
-        self.start, self.end = marks
+        self.where, (self.start, self.end) = where, marks
 
     def __call__(self, texts: list[str]) -> Tensor:
-        """Ids (len(texts), length) int64."""
+        """Ids (len(texts), length) int64, between the marks of start and end.
+
+        Raises:
+            UserError: the tokenizer has no such marks.
+        """
+        if self.start is None or self.end is None:
+            raise UserError(f"{self.where} has no marks {START} and {END}, nor <s> and </s>", code=2)
         rows = torch.zeros(len(texts), self.length, dtype=torch.long)
         for row, text in zip(rows, texts, strict=True):
             pieces = self.tokenizer.encode(text, add_special_tokens=False).ids

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 BLOCK = 8
-"""Frames enlarged at once, at fixed places of the video."""
+"""Frames enlarged at once, at fixed places of the video; more where the network reaches further."""
 
 
 class Enlarges(Protocol):
@@ -30,24 +30,27 @@ def upscale(chunks: Iterable[Tensor], network: Enlarges, device: torch.device | 
     Every block is seen with the `reach` real frames on both sides, so it equals enlarging the whole at once within
     rounding; and blocks lie at fixed places, so chunks change no bit.
     """
+    block = max(BLOCK, 2 * network.reach)  # what is seen beside it costs as much
     held: Tensor | None = None
     begin = done = 0  # the numbers of the first frame held, and of the first that is not enlarged yet
     for chunk in chunks:
         held = chunk if held is None else torch.cat([held, chunk], 2)
-        while begin + held.shape[2] >= done + BLOCK + network.reach:
-            yield _block(held, begin, done, network, device)
-            done += BLOCK
+        while begin + held.shape[2] >= done + block + network.reach:
+            yield _block(held, begin, done, block, network, device)
+            done += block
             drop = max(0, done - network.reach - begin)
             held, begin = held[:, :, drop:], begin + drop
     while held is not None and done < begin + held.shape[2]:
-        yield _block(held, begin, done, network, device)
-        done += BLOCK
+        yield _block(held, begin, done, block, network, device)
+        done += block
 
 
 @torch.inference_mode()
-def _block(held: Tensor, begin: int, done: int, network: Enlarges, device: torch.device | str) -> Tensor:
-    """The enlarged frames done .. done + BLOCK - 1, as far as there are any."""
+def _block(
+    held: Tensor, begin: int, done: int, block: int, network: Enlarges, device: torch.device | str
+) -> Tensor:
+    """The enlarged frames done .. done + block - 1, as far as there are any."""
     first = max(0, done - network.reach)
-    seen = held[:, :, first - begin : done + BLOCK + network.reach - begin]
-    large = network(seen.to(device))[:, :, done - first : done - first + BLOCK]
+    seen = held[:, :, first - begin : done + block + network.reach - begin]
+    large = network(seen.to(device))[:, :, done - first : done - first + block]
     return large.float().clamp(-1, 1).cpu()

@@ -99,7 +99,8 @@ class Stage(ABC):
     clips have them, kept between epochs."""
 
     derive_key: str = ""
-    """What the derived tensors depend on beside the frozen networks' weights and the clips."""
+    """What the derived tensors are, beside the frozen networks' weights and the clips; stages with the same share
+    what is kept. Empty: the stage's name."""
 
     @abstractmethod
     def optimisers(self) -> dict[str, torch.optim.Optimizer]:
@@ -138,6 +139,8 @@ class Trainable(ABC):
     name: ClassVar[str]
     config_class: ClassVar[type]
     sizes: ClassVar[dict[str, Any]]
+    reads_text: ClassVar[frozenset[str]] = frozenset()
+    """Networks that are tied to the tokenizer of texts: started from another model, they bring its tokenizer."""
     """Named configurations: tiny, small, base, paper."""
 
     def __init__(self, config: Any, info: ModelInfo):
@@ -253,7 +256,8 @@ class System(Trainable):
     def _stream(self, stories: list[Story], frames: int, chunk: int | None) -> Iterator[Tensor]:
         self.eval()
         with torch.inference_mode():
-            chunks = self.rollout(stories, Rng([story.seed for story in stories]))
+            made = self.rollout(stories, Rng([story.seed for story in stories]))
+            chunks = (chunk.clamp(-1, 1) for chunk in made)
             yield from regroup(chunks, frames, chunk)
 
     def check(self, story: Story) -> Story:

@@ -37,8 +37,8 @@ def describe(recipe: Recipe) -> str:
     return "\n".join(lines)
 
 
-def count_flops(recipe: Recipe, updates: int = 16) -> dict[str, float]:
-    """FLOPs of every stage in all, one process.
+def count_flops(recipe: Recipe, updates: int = 16) -> dict[str, tuple[int, float]]:
+    """Updates of every stage and FLOPs of one of them, one process.
 
     Args:
         recipe: what is trained.
@@ -53,7 +53,7 @@ def count_flops(recipe: Recipe, updates: int = 16) -> dict[str, float]:
     found = {}
     for stage in system.stages():
         loader = Loader(library, stage.clips, "train", recipe.seed, cache_bytes=0)
-        found[stage.name] = _measure(stage, system, loader, recipe, updates, None)[0] * stage.steps
+        found[stage.name] = (stage.steps, _measure(stage, system, loader, recipe, updates, None)[0])
     return found
 
 

@@ -130,6 +130,11 @@ class FabricEngine:
         parameters = [p for p in parameters if not sharding.is_cut(p)]
         if self.fabric.world_size == 1 or not parameters:
             return
+        have = torch.tensor([p.grad is not None for p in parameters], dtype=torch.float32, device=self.device)
+        some = (all_reduce_sum(have) > 0).tolist()  # what no process has a gradient of stays as it is
+        parameters = [p for p, used in zip(parameters, some, strict=True) if used]
+        if not parameters:
+            return
         for p in parameters:
             if p.grad is None:
                 p.grad = torch.zeros_like(p)

@@ -33,7 +33,8 @@ from longtake.train.stage import StageRun
 def build(recipe: Recipe, library: Library) -> Trainable:
     """The system of a recipe, freshly initialised from its seed and then from `init`."""
     torch.manual_seed(recipe.seed)
-    tokenizers = [model_folder.read_tokenizer(source) for source in recipe.init.values()]
+    reading = system_class(recipe.system).reads_text
+    tokenizers = [model_folder.read_tokenizer(source) for name, source in recipe.init.items() if name in reading]
     system = _fresh(recipe, library, next(filter(None, tokenizers), ""))
     for name, source in recipe.init.items():
         if name not in system.networks:
@@ -194,9 +195,8 @@ class Trainer:
         derive = None
         if stage.derive:
             used = {f"{n}.{k}": v for n in stage.frozen for k, v in system.networks[n].state_dict().items()}
-            key = {"library": self.library.hash, "weights": model_folder.weights_hash(used), "stage": stage.name}
-            if stage.derive_key:
-                key["also"] = stage.derive_key
+            key = {"library": self.library.hash, "weights": model_folder.weights_hash(used)}
+            key["what"] = stage.derive_key or stage.name
             derive = (self._on_device(stage.derive), key)
         if not self.first:
             self.fabric.barrier()
@@ -206,6 +206,7 @@ class Trainer:
                 stage.clips,
                 split,
                 self.recipe.seed,
+                stage.name if split == "train" else "",
                 cache_bytes=int(self.settings.cache_gb * 2**30),
                 workers=self.settings.workers,
                 rank=self.fabric.global_rank,

@@ -261,6 +261,8 @@ def test_shares_sum_to_one_and_come_as_often_as_they_say():
     assert [step for step, names in enumerate(seen) if "c" in names] == list(range(0, 2000, 3))
     assert seen[100] == present(draws, 100, 0)
     assert [present(draws, s, 1) for s in range(50)] != seen[:50]
+    shared = [name for name, draw in draws.items() if draw.share is not None]
+    assert all(any(n in present(draws, s, 0, in_turn=True) for s in range(len(shared))) for n in shared)
     with pytest.raises(ValueError, match=r"the shares of a, b add up to 1\.5, not 1"):
         present({"a": Draw(spec, 1, share=0.75), "b": Draw(spec, 1, share=0.75)}, 0, 0)
 

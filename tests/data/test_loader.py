@@ -103,6 +103,15 @@ def test_resuming_equals_going_on(own):
     assert all(equal(a, loader.batches(step)) for step, a in enumerate(whole))
 
 
+def test_stages_see_clips_of_their_own(own):
+    ids = [
+        [b["start"].tolist() for s in range(4) for b in Loader(own, DRAWS, scope=scope).batches(s).values()]
+        for scope in ("", "one", "two", "two")
+    ]
+    assert ids[2] == ids[3]
+    assert len({str(one) for one in ids}) == 3
+
+
 def test_reading_ahead_never_changes_the_order(own, monkeypatch):
     loader = Loader(own, DRAWS, cache_bytes=LOTS, workers=4)
     whole = [loader.batches(step) for step in range(8)]

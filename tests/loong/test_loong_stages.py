@@ -19,11 +19,14 @@ from longtake.data.loader import Loader
 from longtake.errors import UserError
 from longtake.rollout.rng import Rng
 from longtake.systems.base import ModelInfo
+from longtake.systems.folder import save
 from longtake.systems.loong.config import SIZES, LoongConfig
 from longtake.systems.loong.losses import by_range, early_weights, token_losses, weighted_mean
 from longtake.systems.loong.sequence import Vocabulary
 from longtake.systems.loong.stages import LMStage, TokenizerStage
 from longtake.systems.loong.system import Loong
+from longtake.train.loop import build
+from longtake.train.recipe import Recipe
 
 
 class Recorder:
@@ -281,6 +284,17 @@ def test_each_quantiser_trains(name):
 def test_sizes_that_do_not_fit_are_refused(changes, message):
     with pytest.raises(UserError, match=message):
         loong(replace(TINY, **changes))
+
+
+def test_the_tokenizer_of_texts_comes_with_the_language_model_only(library, tmp_path):
+    """A model whose tokenizer of videos is taken over was trained on other texts."""
+    first, data = loong(TINY), Library(library)
+    save(first, tmp_path / "first")
+    config = replace(TINY, lm=replace(TINY.lm, condition="label"))
+    made = Recipe("loong", "tiny", config, str(library), "", init={"tokenizer": str(tmp_path / "first")})
+    own, taken = build(made, data), build(replace(made, init={"lm": str(tmp_path / "first")}), data)
+    assert own.info.tokenizer != first.info.tokenizer
+    assert taken.info.tokenizer == first.info.tokenizer
 
 
 def test_settings_that_do_not_fit_are_refused():

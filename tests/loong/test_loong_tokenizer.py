@@ -163,6 +163,16 @@ def test_anchors_rather_take_similar_vectors(similarity, odds):
     assert sum(d > 0 for d in drawn) / 400 == pytest.approx(odds / (1 + odds), abs=0.05)
 
 
+def test_anchors_are_drawn_among_so_many_vectors_at_most(monkeypatch):
+    monkeypatch.setattr("longtake.systems.loong.quantize.CANDIDATES", 50)
+    book = ClusteringCodebook(300, 2).train()
+    vectors = torch.arange(400.0).view(200, 2)
+    anchors = book._anchors(vectors, torch.arange(300), torch.Generator().manual_seed(0))
+    assert anchors.shape == (300, 2)
+    assert len(anchors.unique(dim=0)) <= 50
+    assert bool((anchors[:, None] == vectors).all(-1).any(1).all()), "each is one of the vectors"
+
+
 def test_more_codes_live_than_without_anchors():
     used = {}
     for anchors in (True, False):

@@ -72,6 +72,28 @@ def test_accumulation_changes_nothing():
         assert torch.allclose(weight, results[0][2], atol=1e-7)
 
 
+def test_what_no_process_uses_stays_without_a_gradient(monkeypatch):
+    """Or an optimiser would move it by its momentum, as one process does not."""
+    engine, nets = made()
+    nets["one"](torch.ones(2, 4)).sum().backward()
+    nets["two"][1](torch.randn(4, 1)).sum().backward()
+    own = nets["one"].weight.grad.clone()
+    sums = []  # the other process has gradients of the first network's bias only
+
+    def all_reduce_sum(tensor):
+        sums.append(tensor)
+        return tensor + torch.tensor([0.0, 1, 0, 0, 0, 0]) if len(sums) == 1 else 2 * tensor
+
+    monkeypatch.setattr("longtake.train.engine.all_reduce_sum", all_reduce_sum)
+    monkeypatch.setattr(type(engine.fabric), "world_size", 2)
+    nets["one"].bias.grad = None
+    engine._synchronise([p for net in nets.values() for p in net.parameters()])
+    assert torch.equal(nets["one"].weight.grad, own)
+    assert torch.equal(nets["one"].bias.grad, torch.zeros(4)), "used by the other process"
+    assert nets["two"][0].weight.grad is None
+    assert nets["two"][0].bias.grad is None
+
+
 def test_only_the_optimisers_parameters_get_gradients():
     engine, nets = made()
     before = copy.deepcopy({n: net.state_dict() for n, net in nets.items()})

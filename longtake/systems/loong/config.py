@@ -183,7 +183,14 @@ SIZES = {
         early=5,
         size=(16, 16),
         tokenizer=TokenizerConfig(
-            width=4, multipliers=(1, 2, 2), blocks=1, embedding=8, codes=32, compression=(4, 4, 4), groups=2
+            width=4,
+            multipliers=(1, 2, 2),
+            blocks=1,
+            embedding=8,
+            codes=32,
+            compression=(4, 4, 4),
+            groups=2,
+            similarity="distance",
         ),
         discriminator=DiscriminatorConfig(width=4, layers=1),
         lm=LMConfig(layers=2, heads=2, width=32, condition="none", text=TextConfig(16, 300)),
@@ -193,7 +200,14 @@ SIZES = {
     "small": LoongConfig(
         size=(48, 48),
         tokenizer=TokenizerConfig(
-            width=8, multipliers=(1, 2, 4), blocks=1, embedding=32, codes=1024, compression=(4, 4, 4), groups=4
+            width=8,
+            multipliers=(1, 2, 4),
+            blocks=1,
+            embedding=32,
+            codes=1024,
+            compression=(4, 4, 4),
+            groups=4,
+            similarity="distance",
         ),
         discriminator=DiscriminatorConfig(width=16, layers=2),
         lm=LMConfig(layers=4, heads=4, width=192, text=TextConfig(24, 500)),

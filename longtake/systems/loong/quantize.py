@@ -23,6 +23,8 @@ SHARPNESS = 10.0
 EPS = 1e-3
 NEGLIGIBLE = 1e-7
 """Codes that would move by less than this share of the way stay where they are."""
+CANDIDATES = 8192
+"""Vectors of a batch, at most, among which anchors are drawn."""
 ELEMENTS = 1 << 24  # of the largest similarity matrix held at once (64 MB in float32)
 
 Similarity = Literal["distance", "cosine"]
@@ -39,8 +41,9 @@ class ClusteringCodebook(nn.Module):
         codes: K.
         dim: D.
         commitment: weight of the encoder's term beside the codebook's term, whose weight is 1.
-        similarity: minus the squared distance, as the CVQ paper writes, or the cosine, the default of its released
-            code; codes are used unnormalised either way.
+        similarity: the cosine, the default of CVQ's released code, or minus the squared distance, as its paper
+            writes; codes are used unnormalised either way. Anchors drawn by the distance of wide codes are nearly
+            always the nearest vector, and dead codes become copies of a few.
         anchors: False leaves out the anchors: plain vector quantisation (van den Oord et al., 2017), for ablations.
     """
 
@@ -51,7 +54,7 @@ class ClusteringCodebook(nn.Module):
         codes: int,
         dim: int,
         commitment: float = 0.25,
-        similarity: Similarity = "distance",
+        similarity: Similarity = "cosine",
         anchors: bool = True,
     ):
         super().__init__()
@@ -123,6 +126,8 @@ class ClusteringCodebook(nn.Module):
 
         Several processes take the first one's.
         """
+        if len(vectors) > CANDIDATES:  # the noise has a number for each code and vector
+            vectors = vectors[torch.randperm(len(vectors), generator=generator)[:CANDIDATES].to(vectors.device)]
         codes = self.embeddings.detach()[rows].to(vectors.dtype)
         chosen = []
         for part in codes.split(max(1, ELEMENTS // len(vectors))):

@@ -170,10 +170,12 @@ class LMStage(Stage):
         asked = {"label": ("label",), "text": ("caption",)}.get(system.config.lm.condition, ())
         size, batch = system.config.size, config.batch[number]
         self.clips = draws(frames, size, batch, config.stills, config.batch[0], asked)
+        self.derive_key = "tokens"
 
     def derive(self, batch: Batch) -> dict[str, Tensor]:
-        """Tokens (B, t, h, w) of the clips; int32 for the cache."""
-        return {"tokens": self.system.tokenizer.tokenize(batch["frames"]).int()}
+        """Tokens (B, t, h, w) of the clips, in 16 bits where these do."""
+        tokens = self.system.tokenizer.tokenize(batch["frames"])
+        return {"tokens": tokens.to(torch.int16 if self.system.vocabulary.codes <= 1 << 15 else torch.int32)}
 
     def optimisers(self) -> dict[str, torch.optim.Optimizer]:
         return {"lm": adamw(self.system.lm, self.config.lr, self.config.weight_decay)}
@@ -210,7 +212,8 @@ class LMStage(Stage):
         _, batch = only(batches)
         frames = max(draw.spec.frames for draw in self.clips.values())
         spans = batch.get("caption", [[] for _ in range(4)])[:4]
-        told = [(Entry(prompt=own[0][2] if own else ""),) for own in spans]
+        texts = [max(own, key=lambda s: s[1] - s[0], default=(0, 0, ""))[2] for own in spans]
+        told = [(Entry(prompt=text),) for text in texts]
         takes = "prompt" in self.system.accepts
         stories = [Story(frames=frames, seed=i, timeline=own if takes else ()) for i, own in enumerate(told)]
         return torch.cat(list(torch.cat(list(self.system.generate(stories)), 2)), 3)

@@ -35,6 +35,7 @@ class Loong(System):
     config_class: ClassVar[type] = LoongConfig
     settings_class: ClassVar[type] = LoongSettings
     sizes: ClassVar[dict] = SIZES
+    reads_text = frozenset({"lm"})
     accepts = frozenset({"label", "prompt", "first_frames", "cut"})
     config: LoongConfig
     settings: LoongSettings

@@ -48,8 +48,8 @@ class TokenizerConfig:
     """Most groups of a norm."""
     quantiser: Literal["cvq", "vq", "ema"] = "cvq"
     """Clustering VQ (the paper's), plain VQ, or moving averages with restarts."""
-    similarity: Similarity = "distance"
-    """By what "cvq" and "vq" choose a code: its distance, or the cosine."""
+    similarity: Similarity = "cosine"
+    """By what "cvq" and "vq" choose a code: the cosine, or its distance."""
     commitment: float = 0.25
     """Weight of the commitment loss."""
     separate_first: bool = False

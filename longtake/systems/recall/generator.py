@@ -133,7 +133,7 @@ class AxisAttention(nn.Module):
         last = x.permute(order).contiguous()  # channels last, once: pointwise convolutions are then plain products
         rows = last.flatten(1, 2) if self.axis == "time" else last.flatten(2, 3)  # (B, rows, places, C)
         query, key, value = (
-            F.linear(rows, cast(Tensor, layer.weight).flatten(1), layer.bias)
+            F.linear(rows, cast(Tensor, layer.weight).flatten(1), cast(Tensor, layer.bias))
             for layer in (self.query, self.key, self.value)
         )
         attended = F.softmax(query @ key.mT, -1) @ value

@@ -190,7 +190,7 @@ class PriorStage(Stage):
 
     def __init__(self, system: TATS):
         self.name = system.prior_name
-        self.derive_key = f"every {system.config.every}" if system.config.every > 1 else ""
+        self.derive_key = f"{self.name}, every {system.config.every}" if system.config.every > 1 else ""
         self._begin(system, system.prior, system.config.prior_stage, system.config.frames * system.config.every)
 
     def _begin(self, system: TATS, network: Transformer, config: PriorStageConfig, frames: int) -> None:

@@ -39,6 +39,7 @@ class TATS(System):
     config_class: ClassVar[type] = TATSConfig
     settings_class: ClassVar[type] = TATSSettings
     sizes: ClassVar[dict] = SIZES
+    reads_text = frozenset({"prior", "sparse_prior", "interpolator"})
     accepts = frozenset({"label", "prompt", "audio", "first_frames", "cut"})
     config: TATSConfig
     settings: TATSSettings
