@@ -1,11 +1,12 @@
 # make demo   install and generate 1,024 frames, a story of four games, with the bundled model
 # make test   install and run the tests
+# make compare-tiny   every system trained for seconds on the same footage and compared: runs/compare-tiny
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
-.PHONY: demo test test-slow lint types docs clean
+.PHONY: demo test compare-tiny test-slow lint types docs clean
 
 demo: $(VENV)/.base
 	$(BIN)/longtake generate tats-atari -o demo.mp4 --story examples/story.yaml --sheet demo.png
@@ -13,6 +14,13 @@ demo: $(VENV)/.base
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest
+
+compare-tiny: $(VENV)/.dev
+	$(BIN)/longtake data sample atari -o data/compare-tiny --minutes 12 --size 32 --games enduro freeway riverraid seaquest
+	mkdir -p runs/compare-tiny
+	$(BIN)/python experiments/comparison.py --data data/compare-tiny --output runs/compare-tiny \
+	  --results runs/compare-tiny --pflop 0.0001 --videos 16 --frames 128 --long 128
+	@echo "The page is $(CURDIR)/runs/compare-tiny/comparison.html."
 
 test-slow: $(VENV)/.dev
 	$(BIN)/python -m pytest -m slow --timeout=1800

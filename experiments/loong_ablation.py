@@ -259,13 +259,17 @@ ARMS: dict[str, tuple[Callable, list[str]]] = {
 
 
 def table(records: list[dict]) -> str:
-    """Markdown: a row an arm, means over seeds; lists over time as first to last."""
-    lines = ["| part | arm | seeds | figures |", "|---|---|---|---|"]
+    """Markdown: a row an arm and length, means over seeds; lists over time as first to last."""
+    lines = ["| part | arm | frames | videos | seeds | figures |", "|---|---|---|---|---|---|"]
     for part, (_, arms) in ARMS.items():
         for arm in arms:
-            own = [r["figures"] for r in records if (r["part"], r["arm"]) == (part, arm)]
-            shown = [_shown(name, [f[name] for f in own]) for name in own[0]] if own else ["not run"]
-            lines.append(f"| {part} | {arm} | {len(own)} | {'; '.join(filter(None, shown))} |")
+            found = [r for r in records if (r["part"], r["arm"]) == (part, arm)]
+            for frames, videos in sorted({(r["frames"], r["videos"]) for r in found}):
+                own = [r["figures"] for r in found if (r["frames"], r["videos"]) == (frames, videos)]
+                shown = "; ".join(filter(None, (_shown(name, [f[name] for f in own]) for name in own[0])))
+                lines.append(f"| {part} | {arm} | {frames} | {videos} | {len(own)} | {shown} |")
+            if not found:
+                lines.append(f"| {part} | {arm} | | | 0 | not run |")
     return "\n".join(lines)
 
 

@@ -1,0 +1,69 @@
+"""The comparison of all systems: every system has a recipe, and budgets scale what is counted in updates alone."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from longtake.config import read_yaml
+from longtake.systems import REGISTRY
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def comparison():
+    sys.path.insert(0, str(ROOT / "experiments"))
+    try:
+        spec = importlib.util.spec_from_file_location("comparison", ROOT / "experiments" / "comparison.py")
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules["comparison"] = module
+        spec.loader.exec_module(module)
+        yield module
+    finally:
+        sys.path.remove(str(ROOT / "experiments"))
+        sys.modules.pop("comparison", None)
+
+
+def raw(name: str) -> dict:
+    return read_yaml((ROOT / "recipes" / "compare" / f"{name}.yaml").read_text(), name)
+
+
+def test_every_system_that_makes_videos_is_compared(comparison):
+    files = {path.stem for path in (ROOT / "recipes" / "compare").glob("*.yaml")}
+    assert files == set(comparison.SYSTEMS)
+    assert {raw(name)["system"] for name in files} == {
+        name
+        for name in REGISTRY
+        if not name.startswith("tiny-")  # the tests' own
+    } - {"classifier", "upscaler"}
+
+
+@given(factor=st.floats(1e-4, 100))
+def test_a_budget_changes_numbers_of_updates_only(comparison, factor):
+    for name in comparison.SYSTEMS:
+        config = raw(name)["config"]
+        changed = comparison.scaled(config, factor)
+        assert changed.keys() == config.keys()
+        for (path, old), (_, new) in zip(leaves(config), leaves(changed), strict=True):
+            if path[-1] not in comparison.COUNTED_IN_UPDATES:
+                assert new == old
+            else:
+                for a, b in zip(*([v] if isinstance(v, int) else v for v in (old, new)), strict=True):
+                    assert b == (max(1, round(a * factor)) if a else 0)
+    assert comparison.scaled(config, 1) == config
+
+
+def leaves(config: dict, path: tuple = ()):
+    for name, value in config.items():
+        if isinstance(value, dict):
+            yield from leaves(value, (*path, name))
+        else:
+            yield (*path, name), value

@@ -1,0 +1,41 @@
+"""Counting operations: all clips or a few, once or averaged over what comes now and then."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+import pytest
+
+from longtake.systems.loong.config import SIZES as LOONG
+from longtake.systems.tats.config import SIZES as TATS
+from longtake.train.dryrun import count_flops, describe
+from longtake.train.recipe import Recipe
+
+
+def test_the_whole_batch_costs_what_two_clips_scaled_do(library):
+    tiny = TATS["tiny"]
+    recipe = Recipe("tats", "tiny", replace(tiny, prior=replace(tiny.prior, condition="none")), str(library), "")
+    counted = count_flops(recipe, 1)
+    assert {name: steps for name, (steps, _) in counted.items()} == {
+        "vqgan": tiny.vqgan_stage.steps,
+        "prior": tiny.prior_stage.steps,
+    }
+    told = [float(x) for x in re.findall(r"PFLOP in all|([\d.]+) GFLOP an update", describe(recipe)) if x]
+    assert told == pytest.approx([flops / 1e9 for _, flops in counted.values()], rel=0.02, abs=0.06)
+
+
+def test_what_comes_now_and_then_counts_as_often_as_it_comes(library):
+    """Stages of clips see pictures, which cost less, in a share of their updates."""
+    tiny = LOONG["tiny"]
+    costs = {}
+    for stills in (0.0, 0.5):
+        stage = replace(tiny.lm_stage, stills=stills, steps=(0, 0, 40))
+        config = replace(tiny, tokenizer_stage=replace(tiny.tokenizer_stage, steps=(0, 0, 0)), lm_stage=stage)
+        counted = count_flops(Recipe("loong", "tiny", config, str(library), "", seed=1), 40)
+        costs[stills] = counted["lm_9"][1]
+    one = replace(tiny.lm_stage, steps=(40, 0, 0), batch=(tiny.lm_stage.batch[0],) * 3)
+    config = replace(tiny, tokenizer_stage=replace(tiny.tokenizer_stage, steps=(0, 0, 0)), lm_stage=one)
+    picture = count_flops(Recipe("loong", "tiny", config, str(library), "", seed=1), 1)["lm_1"][1]
+    share = (costs[0.0] - costs[0.5]) / (costs[0.0] - picture)
+    assert 0.25 < share < 0.75
