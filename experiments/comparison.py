@@ -73,7 +73,7 @@ SYSTEMS = {
     "ccvs": Entry("CCVS", "game, first frame", given=1),
     "loong": Entry("Loong", "game", ("guidance_scale=2",)),
     "ar2": Entry("AR2", "nothing", ("candidates=1",)),
-    "r3": Entry("R3", "game, 16 frames", ("rollout=faster", "candidates=1"), given=16),
+    "r3": Entry("R3", "16 frames", ("rollout=faster", "candidates=1"), given=16),
     "encgan3": Entry("EncGAN3", "nothing", most=SHORT),
     "lencgan": Entry("LEncGAN", "source video"),
     "r2": Entry("R2", "source video"),

@@ -63,6 +63,8 @@ class Arm:
     """FVD of 16 and 128 frames as the thesis prints them; video FID first, in tables of single clips."""
     from_clips: bool = False
     """Whether EncGAN3 encodes test clips, not noise."""
+    given: bool = False
+    """Whether AR2 goes on from frames of test clips, as R3 has to, not from noise."""
 
     @property
     def training(self) -> str:
@@ -100,7 +102,11 @@ TABLES = {
         Arm("faster, VDrej", "r3", settings={"rollout": "faster"}, thesis=(291.2, 1287.7)),
         Arm("robust", "r3", thesis=(160.4, 385.1)),
     ],
-    "repetition": [Arm("AR2", "ar2", thesis=(1258.5, 1986.3)), Arm("R3", "r3", thesis=(160.4, 385.1))],
+    "repetition": [
+        Arm("AR2", "ar2", thesis=(1258.5, 1986.3)),
+        Arm("AR2, 16 frames given", "ar2", given=True),
+        Arm("R3", "r3", thesis=(160.4, 385.1)),
+    ],
     "3.4": [
         Arm(
             "no G_C, no G_T",
@@ -218,7 +224,7 @@ def measure(arm: Arm, run: Path, seed: int, args: argparse.Namespace) -> dict:
     library, system = Library(args.data), configure(load(run), arm.settings)
     if arm.from_clips:
         vars(system)["requires"] = frozenset({"source_video"})  # so that every video is given a test clip
-    given = GIVEN if "first_frames" in system.requires else 0
+    given = GIVEN if arm.given or "first_frames" in system.requires else 0
     protocol = PROTOCOLS["longtake-1"]
     source = ModelSource(system, library, args.videos, FRAMES, 1000 * seed, protocol.to_bytes, given=given)
     if arm.system == "encgan3":
@@ -252,7 +258,9 @@ def records_of(arm: Arm, args: argparse.Namespace) -> list[dict]:
 
 def _slug(arm: Arm, seed: int) -> str:
     settings = "-".join(f"{k}={v}" for k, v in sorted(arm.settings.items()))
-    return "-".join(x for x in (arm.training, settings, "clips" * arm.from_clips, f"seed{seed}") if x)
+    return "-".join(
+        x for x in (arm.training, settings, "clips" * arm.from_clips, "given" * arm.given, f"seed{seed}") if x
+    )
 
 
 def _figures(source: ModelSource | FolderSource, library: Library, folder: Path) -> dict:

@@ -153,7 +153,7 @@ class ModelSource:
         if not rows:
             raise UserError(f"{library.path} has no {self.split} video of {given} frames to give the first of", 2)
         told = _story(system, library, rows[0], given + self.frames, seed)
-        self.given = system.given_frames(
+        self.given = system.seen_frames(
             [system.check(replace(told, first_frames=self._write(rows[0], given, folder)))]
         )
         long = [row for row in rows if library.rows[row].frames >= max(given, self.given) + self.frames]

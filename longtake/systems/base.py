@@ -228,6 +228,10 @@ class System(Trainable):
         """How many frames at the beginning of these resolved stories' videos are given, not made."""
         return 0
 
+    def seen_frames(self, stories: list[Story]) -> int:
+        """How many frames at the beginning are given, or made again of given ones: metrics leave them out."""
+        return self.given_frames(stories)
+
     def compile(self) -> None:
         """Compile what generation runs through (torch.compile)."""
         for name in self.inference:

@@ -119,16 +119,16 @@ def test_derived_tokens_are_the_encoders(library):
 @torch.no_grad()
 @pytest.mark.parametrize("width", [None, 16])
 def test_a_cached_plan_equals_the_whole_network(width):
-    """Also past the last position, where the last tokens slide."""
+    """Also past the last trained position, where the last tokens slide."""
     net, tokens = planner(width=width), torch.randn(2, 2, D)
     plan = Plan(net, tokens)
     for _ in range(9):
         predicted = plan.next()
-        whole = net.head(net(tokens[:, -6:]))[:, -1]
+        whole = net.head(net(tokens[:, -5:]))[:, -1]
         torch.testing.assert_close(predicted, whole, rtol=1e-4, atol=1e-5)
         tokens = torch.cat([tokens, (predicted + 1)[:, None]], 1)
         plan.append(predicted + 1)
-    assert plan.window.shape[1] == 6
+    assert plan.window.shape[1] == 5, "the last of six places never learns to predict"
 
 
 @torch.no_grad()
@@ -136,21 +136,36 @@ def test_a_mixed_plan_cycles_through_sequences():
     """Eq. 5.8: a complete second sequence becomes the first."""
     net = planner(format="mixed")
     plan = MixedPlan(net, torch.randn(1, 2, D), label=1, seed=3)
-    lengths = iter([4, 2, 3])
+    lengths = iter([3, 2, 3])
     plan.lengths[0] = 3
     plan._draw_length = lambda features, least: next(lengths)
-    held = []
-    for _ in range(8):
+    held, begun = [], []
+    for _ in range(7):
         plan.append(plan.next())
+        begun.append(plan.begins)
         held.append([(n, s.shape[1]) for n, s in zip(plan.lengths, plan.sequences, strict=True)])
-    assert held[:5] == [
-        [(3, 3)],
-        [(3, 3), (4, 1)],
-        [(3, 3), (4, 2)],
-        [(3, 3), (4, 3)],
-        [(3, 3), (4, 4)],
-    ]
-    assert held[5:] == [[(4, 4), (2, 1)], [(4, 4), (2, 2)], [(2, 2), (3, 1)]]
+    assert held[:4] == [[(3, 3)], [(3, 3), (3, 1)], [(3, 3), (3, 2)], [(3, 3), (3, 3)]]
+    assert held[4:] == [[(3, 3), (2, 1)], [(3, 3), (2, 2)], [(2, 2), (3, 1)]]
+    assert begun == [False, True, False, False, True, False, True]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("format", ["zeros", "mixed"])
+def test_plans_read_trained_places_only(format, monkeypatch):
+    """Training leaves the last place without a loss, so no plan may predict from it."""
+    net = planner(format=format)
+    seen = []
+    hidden = net.hidden
+    monkeypatch.setattr(
+        net,
+        "hidden",
+        lambda x, cache=None: seen.append((cache.length if cache else 0) + x.shape[1]) or hidden(x, cache),
+    )
+    tokens = torch.randn(1, 3, D)
+    plan = Plan(net, tokens) if format == "zeros" else MixedPlan(net, tokens, label=1, seed=5)
+    for _ in range(40):
+        plan.append(plan.next())
+    assert max(seen) == net.places - 1
 
 
 @torch.no_grad()

@@ -141,6 +141,8 @@ def test_encgan3_from_a_clip(source):
 def test_lencgan_passes_states_on_and_shares_a_frame(source):
     """Algorithm 5: clips are frames 0..15 and 15..30."""
     system = made("lencgan")
+    assert (system.seam_period, system.seam_first) == (15, 16)
+    assert not system.stages()[0].noise, "sections 3.2 and 3.3 leave the noise terms out"
     frames, encoder = frames_of(source, system), system.networks["encoder"]
     first, state = encoder(frames[:, :, :16])
     second, _ = encoder(frames[:, :, 15:31], state)
@@ -168,6 +170,7 @@ def test_given_frames_come_back_and_their_end_is_made_again(name, source):
     story = told(system, 60, source)
     given = frames_of(source, system)
     assert system.given_frames([system.check(story)]) == 37
+    assert system.seen_frames([system.check(story)]) == 45, "the end is made again of given frames"
     out = rolled(system, story, candidates=2)
     torch.testing.assert_close(out[:, :, :37], given[:, :, :37])
     assert not torch.allclose(out[:, :, 37:45], given[:, :, 37:])

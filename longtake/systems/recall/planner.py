@@ -123,12 +123,17 @@ class Plan:
     """Sequences of latent spaces that go on: `next` predicts a token, `append` says what it became.
 
     Positions end where training did: from there on the last tokens slide along, and are taken in anew each time.
+    They are one fewer than the planner's places: at the last of these nothing was ever predicted.
     """
+
+    begins: tuple[bool, ...] | None = None
+    """Whose token begins another sequence; None: nobody's."""
 
     def __init__(self, planner: Planner, tokens: Tensor):
         """`tokens` (B, n, D): the sequences so far, n >= 1."""
         self.planner = planner
-        self.window = self.fresh = tokens[:, -planner.places :]
+        self.most = planner.places - 1
+        self.window = self.fresh = tokens[:, -self.most :]
         self.cache = planner.new_cache(len(tokens))
 
     def next(self) -> Tensor:
@@ -141,8 +146,8 @@ class Plan:
         """Take in the token (B, D) that did follow."""
         self.window = torch.cat([self.window, token[:, None]], 1)
         self.fresh = torch.cat([self.fresh, token[:, None]], 1)
-        if self.window.shape[1] > self.planner.places:
-            self.window = self.fresh = self.window[:, -self.planner.places :]
+        if self.window.shape[1] > self.most:
+            self.window = self.fresh = self.window[:, -self.most :]
             self.cache.reset()
 
 
@@ -156,20 +161,21 @@ class MixedPlan:
     def __init__(self, planner: Planner, tokens: Tensor, label: int, seed: int | str):
         """`tokens` (1, n, D): the sequence so far; `label`: its class, -1 for none, which may be set anew
         before each token; `seed` of the lengths."""
-        self.planner, self.label, self.rng, self.drawn = planner, label, Rng([seed]), 0
+        self.planner, self.label, self.rng, self.drawn, self.begins = planner, label, Rng([seed]), 0, False
         self.sequences = [tokens[:, -planner.config.tokens :]]
         self.lengths: list[int] = []
         self.lengths.append(self._draw_length(self._features(), tokens.shape[1] + 1))
 
     def next(self) -> Tensor:
-        """The token (1, D) that should follow."""
-        if self.sequences[-1].shape[1] >= self.lengths[-1]:
+        """The token (1, D) that should follow; `begins` says whether it is the first of another sequence."""
+        self.begins = self.sequences[-1].shape[1] >= self.lengths[-1]
+        if self.begins:
             if len(self.sequences) == 2:
                 self._forget_first()
             length = self._draw_length(self._features(), 1)
             self.lengths.append(length)
             self.sequences.append(self.sequences[-1][:, :0])
-        if self._places() > self.planner.places:
+        if self._places() >= self.planner.places:  # the last place was never trained to predict
             self._forget_first()
         return self.planner.head(self._features())
 

@@ -98,9 +98,9 @@ class ClipMaker:
         """Clip `number` of each video (B, 3, 16, H, W), from noise."""
         return self.choose(self.system.decode(normal_codes(self.system, self.rng, number, self.candidates)))
 
-    def make(self, space: LatentSpace, number: int) -> Tensor:
+    def make(self, space: LatentSpace, number: int, begins: tuple[bool, ...] | None = None) -> Tensor:
         """Clip `number` of each video (B, 3, 16, H, W)."""
-        return self.choose(self.decode(space, number))
+        return self.choose(self.decode(space, number), begins)
 
     def decode(self, space: LatentSpace, number: int) -> Tensor:
         """All candidates (B n, 3, 16, H, W) of clip `number`."""
@@ -112,11 +112,16 @@ class ClipMaker:
             return space.mean()
         return space.at(normal_codes(self.system, self.rng, number, self.candidates))
 
-    def choose(self, candidates: Tensor) -> Tensor:
-        """The best of each video's candidates (B n, ...) -> (B, ...); the next ones are to follow it."""
+    def choose(self, candidates: Tensor, begins: tuple[bool, ...] | None = None) -> Tensor:
+        """The best of each video's candidates (B n, ...) -> (B, ...); the next ones are to follow it. Where another
+        sequence `begins`, they are judged by themselves (section 5.5.5)."""
         stride = self.system.stride
         score = self.system.networks["video_discriminator"]
-        clip, _ = best_clips(candidates.unflatten(0, (-1, self.candidates)), score, self.before)
+        offered = candidates.unflatten(0, (-1, self.candidates))
+        clip, _ = best_clips(offered, score, self.before)
+        if begins is not None and any(begins):
+            alone, _ = best_clips(offered, score)
+            clip = torch.where(torch.tensor(begins, device=clip.device).view(-1, 1, 1, 1, 1), alone, clip)
         self.before = clip[:, :, stride - min(CLIP // 2, stride) : stride]
         return clip
 
@@ -203,7 +208,10 @@ def planned(system: R3, stories: list[Story], rng: Rng) -> Iterator[Tensor]:
     mixed = system.config.planner.format == "mixed"
     plan = _Plans(system, stories, tokens, rng) if mixed else Plan(system.planner, tokens)
     yield given[:, :, :-stride]
-    yield from (_robust if system.settings.rollout == "robust" else _faster)(system, plan, maker)
+    if system.settings.rollout == "robust":
+        yield from _robust(system, plan, maker)
+    else:
+        yield from _faster(system, plan, maker, (stories[0].frames or 0) - given.shape[2] + stride)
 
 
 def encode_sequence(system: R3, frames: Tensor) -> Tensor:
@@ -222,6 +230,7 @@ class _Plans:
         self.drawn = draw_labels(rng, counts) if counts else torch.full((len(stories),), -1)
         told = zip(tokens.split(1), self._labels(), rng.seeds, strict=True)
         self.plans = [MixedPlan(system.planner, own, label, seed) for own, label, seed in told]
+        self.begins: tuple[bool, ...] | None = None
 
     def _labels(self) -> list[int]:
         return labels_at(self.stories, self.drawn, self.frame).tolist()
@@ -230,7 +239,9 @@ class _Plans:
         for plan, label in zip(self.plans, self._labels(), strict=True):
             plan.label = label
         self.frame += self.stride
-        return torch.cat([plan.next() for plan in self.plans])
+        tokens = torch.cat([plan.next() for plan in self.plans])
+        self.begins = tuple(plan.begins for plan in self.plans)
+        return tokens
 
     def append(self, token: Tensor) -> None:
         for plan, one in zip(self.plans, token.split(1), strict=True):
@@ -242,22 +253,25 @@ def _robust(system: R3, plan: Plan | _Plans, maker: ClipMaker) -> Iterator[Tenso
     number = 0
     while True:
         number += 1
-        clip = maker.make(system.space_of(plan.next()), number)
+        space = system.space_of(plan.next())
+        clip = maker.make(space, number, plan.begins)
         yield clip[:, :, : system.stride]
         plan.append(system.encode(clip).token())
 
 
-def _faster(system: R3, plan: Plan | _Plans, maker: ClipMaker) -> Iterator[Tensor]:
-    """Plan on from plans alone and decode clips together. A few at a time, so that memory stays bounded: what is
-    planned does not depend on what is decoded."""
+def _faster(system: R3, plan: Plan | _Plans, maker: ClipMaker, frames: int) -> Iterator[Tensor]:
+    """Plan on from plans alone and decode clips together, until there are `frames`. A few clips at a time, so that
+    memory stays bounded: what is planned does not depend on what is decoded."""
     together = max(1, DECODED // maker.candidates)
-    number = 0
-    while True:
-        codes = []
-        for _ in range(together):
+    number, clips = 0, max(1, -(-frames // system.stride))
+    while number < clips:
+        codes, begins = [], []
+        for _ in range(min(together, clips - number)):
             number += 1
             token = plan.next()
             plan.append(token)
             codes.append(maker.codes(system.space_of(token), number))
-        clips = system.decode(Codes.cat(codes)).split(len(codes[0].content))
-        yield torch.cat([maker.choose(clip)[:, :, : system.stride] for clip in clips], 2)
+            begins.append(plan.begins)
+        made = system.decode(Codes.cat(codes)).split(len(codes[0].content))
+        chosen = [maker.choose(*one)[:, :, : system.stride] for one in zip(made, begins, strict=True)]
+        yield torch.cat(chosen, 2)

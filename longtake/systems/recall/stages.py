@@ -58,7 +58,7 @@ class ClipGANStage(Stage):
     (section 3.3.2), or both at once (section 4.4.2).
 
     Codes from clips and from noise go through the generator in one batch, so that batch norm sees in training the
-    mixture that its running statistics are of.
+    mixture that its running statistics are of; but where the encoder learns by itself there are none of noise.
     """
 
     joint = False
@@ -265,7 +265,10 @@ class LEncGANStage(ClipGANStage):
     Algorithm 4 encodes the clip before once more for its states; here they are kept from the update before, so that
     they reach back to the chain's first clip. They are detached either way. Each process holds those of all, since
     one writes the checkpoint from which all go on. Validation encodes every clip as the first of a chain.
+    There are no clips of noise (sections 3.2 and 3.3).
     """
+
+    noise = False
 
     def __init__(self, system: LEncGAN):
         self.own, self.encode_after = system.config, system.encode_after

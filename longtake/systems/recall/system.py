@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from longtake.errors import UserError
+from longtake.rollout.given import count_first_frames
 from longtake.rollout.rng import Rng
 from longtake.story import Story
 from longtake.systems.base import ModelInfo, Stage, System
@@ -149,7 +150,7 @@ class LEncGAN(ClipGAN):
     rejects = False
     sizes: ClassVar[dict] = sizes.LENCGAN_SIZES
     requires = frozenset({"source_video"})
-    seam_period = CLIP - 1
+    seam_period, seam_first = CLIP - 1, CLIP  # shared frames are shown once, as the earlier clip has them
 
     def make_encoder(self) -> nn.Module:
         return LSTMEncoder(self.config)
@@ -241,6 +242,9 @@ class AR2(ClipGAN):
     def given_frames(self, stories: list[Story]) -> int:
         return rollout.count_given(self, stories)
 
+    def seen_frames(self, stories: list[Story]) -> int:
+        return count_first_frames(stories)
+
     def check(self, story: Story) -> Story:
         story = super().check(story)
         rollout.count_given(self, [story])
@@ -290,6 +294,9 @@ class R3(R2):
 
     def given_frames(self, stories: list[Story]) -> int:
         return rollout.count_given(self, stories)
+
+    def seen_frames(self, stories: list[Story]) -> int:
+        return count_first_frames(stories)
 
     def check(self, story: Story) -> Story:
         story = super().check(story)
