@@ -70,7 +70,7 @@ def base_config(args: argparse.Namespace) -> CCVSConfig:
     coder = replace(small.autoencoder, multipliers=(1, 1, 2), codes=256)
     images, clips = args.autoencoder_batch
     stage = replace(small.autoencoder_stage, image_batch=images, video_batch=clips)
-    stage = replace(stage, steps=args.autoencoder_steps, gan_start=args.autoencoder_steps // 2)
+    stage = replace(stage, steps=args.autoencoder_steps, gan_start=args.autoencoder_steps // 3)
     return replace(
         small,
         size=SIZE,

@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from longtake.nn.quantize import EMACodebook, Quantised, unquantised
+from longtake.nn.quantize import EMACodebook, Quantised, RestartBy, unquantised
 from longtake.systems.ccvs.flow import FlowFusion
 from longtake.systems.ccvs.layers import ConvLayer, ResBlock
 from longtake.systems.ccvs.quantiser import GradientCodebook
@@ -36,6 +36,12 @@ class AutoencoderConfig:
     more codes), or "none": no codebook, so the transformer regresses latent vectors (paper Table 5, last row)."""
     codes: int = 1024
     """Entries of the codebook."""
+    restart: float = 0.02
+    """Moving count below which an "average" code is replaced: far below one use an update, or rare things lose
+    theirs."""
+    restart_by: RestartBy = "error"
+    """By what its replacement is drawn from the batch: its squared error, so that rare things get codes, or
+    "random", evenly."""
     official_beta: bool = False
     """Official quirk: the weight 0.25 of equation 3 is on the codebook's term, not on the commitment term."""
     context: int = 15
@@ -145,7 +151,9 @@ class Autoencoder(nn.Module):
         if config.quantiser == "gradient":
             self.codebook: nn.Module | None = GradientCodebook(config.codes, config.latent, config.official_beta)
         elif config.quantiser == "average":
-            self.codebook = EMACodebook(config.codes, config.latent, restart=0.1)
+            self.codebook = EMACodebook(
+                config.codes, config.latent, restart=config.restart, restart_by=config.restart_by
+            )
         else:
             self.codebook = None
         # From [-1, 1] to what the networks see.

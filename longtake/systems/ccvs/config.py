@@ -273,12 +273,12 @@ SIZES = {
             video_batch=2,
             lr=0.003,
             l1_weight=5.0,  # or flow and mask outweigh it; much more, and no flow is learned
-            perceptual_weight=1.0,
+            perceptual_weight=30.0,  # of features without heads, which are means over channels
             gan_weight=0.1,
-            gan_start=2500,
+            gan_start=1500,
             end_share=0.25,
             unconditional=True,
-            augmentation=AugmentationConfig(alpha=1.0),
+            augmentation=AugmentationConfig(alpha=1.0, blur=0.4),
             warmup=100,
             decay=True,
             ema=0.998,

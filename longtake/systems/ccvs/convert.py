@@ -70,7 +70,8 @@ def convert(paths: list[Path], fps: float, size: tuple[int, int] | None = None) 
 
     found, options = read_official(paths)
     names = ", ".join(map(str, paths))
-    for label in ("qvid_e", "qvid_g"):
+    coded = "tok_emb.weight" in found.get("transformer_t", {})
+    for label in ("qvid_e", "qvid_g", *(["qvid_q"] if coded else [])):
         if label not in found:
             raise UserError(f"{names} holds no {label}*_net_*.pth; give the folder of the frame autoencoder too")
     told = _of_family(options["qvid_g"], "q_")
@@ -186,7 +187,8 @@ def autoencoder_config(found: Mapping[str, State], options: Mapping[str, Any]) -
         context=context,
         shared=shared,
         flow_widths=flow,
-        **(IMAGENET if options.get("imagenet_norm") else {}),
+        mean=IMAGENET["mean"] if options.get("imagenet_norm") else (0.5, 0.5, 0.5),
+        std=IMAGENET["std"] if options.get("imagenet_norm") else (0.5, 0.5, 0.5),
     )
 
 

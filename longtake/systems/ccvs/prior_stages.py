@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from longtake.systems.ccvs.system import CCVS
 
 
+HEARD = 2
+"""Frames that clips with sound are longer: the neighbours of the first and the last, which are heard with these."""
+
+
 class StateStage(Stage):
     """States of single frames from their quantised latents: squared error, and the codebook's loss."""
 
@@ -68,7 +72,7 @@ class SoundStage(Stage):
     def __init__(self, system: CCVS):
         self.system, self.config = system, system.config.sound
         self.steps, self.ema = self.config.steps, self.config.ema
-        spec = ClipSpec(system.config.frames, system.config.size, conditions=("audio",))
+        spec = ClipSpec(system.config.frames + HEARD, system.config.size, conditions=("audio",))
         self.clips = {"clips": Draw(spec, self.config.batch)}
         self.best_by = "val/sound_error"
 
@@ -77,7 +81,8 @@ class SoundStage(Stage):
         return {"sound": torch.optim.Adam(parameters, lr=self.config.lr, betas=(0.0, 0.99))}
 
     def _loss(self, batch: Batch) -> Losses:
-        patches = patches_of(batch["audio"])
+        sound = batch["audio"]
+        patches = patches_of(sound).unflatten(0, sound.shape[:2])[:, 1:-1].flatten(0, 1)
         made, quantised = self.system.sound(patches)
         error = F.mse_loss(made.float(), patches)
         codes = {"codebook/perplexity": quantised.perplexity, "codebook/used": quantised.used}
@@ -109,7 +114,8 @@ class PriorStage(Stage):
         conditions = ["label"] if prior.label else []
         if self.kind == "audio" or (self.kind == "states" and not system.config.states.estimated):
             conditions.append(self.kind)
-        spec = ClipSpec(system.config.frames, system.config.size, conditions=tuple(conditions))
+        frames = system.config.frames + HEARD * (self.kind == "audio")
+        spec = ClipSpec(frames, system.config.size, conditions=tuple(conditions))
         self.clips = {"clips": Draw(spec, self.config.batch)}
         if system.config.autoencoder.quantiser != "none":  # vectors would fill the disk
             self.derive = self._derived
@@ -121,10 +127,11 @@ class PriorStage(Stage):
         Made here, in full precision, and not within the loss, where autocast would choose other tokens.
         """
         system, kind = self.system, self.kind
-        codes = system.tokenize(batch["frames"])
+        frames = batch["frames"]
+        codes = system.tokenize(frames[:, :, 1:-1] if kind == "audio" else frames)
         found = {"codes": codes.int()}
         if kind == "audio":
-            found["annotation"] = system.sound.tokens(batch["audio"]).int()
+            found["annotation"] = system.sound.tokens(batch["audio"])[:, 1:-1].int()
         elif kind == "states" and system.config.states.estimated:
             latents = system.autoencoder.latents(codes.flatten(0, 1), system.config.grid)
             states = system.states.tokens(system.states.estimate(latents))

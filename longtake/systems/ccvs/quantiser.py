@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from longtake.nn.quantize import Quantised
+from longtake.nn.quantize import DISTANCE_ELEMENTS, Quantised
 from longtake.systems.ccvs.layers import wide
 
 BETA = 0.25
@@ -46,8 +46,8 @@ class GradientCodebook(nn.Module):
         flat, table = vectors.reshape(-1, z.shape[1]), self.embeddings.to(vectors.dtype)
         with torch.autocast(z.device.type, enabled=False):
             # |z|^2 is the same for all codes of a vector and is left out.
-            norms = table.square().sum(1)
-            found = [torch.addmm(norms, part, table.t(), alpha=-2).argmin(1) for part in flat.split(1 << 14)]
+            norms, rows = table.square().sum(1), max(1, DISTANCE_ELEMENTS // len(table))
+            found = [torch.addmm(norms, part, table.t(), alpha=-2).argmin(1) for part in flat.split(rows)]
         return torch.cat(found).view(vectors.shape[:-1])
 
     def forward(self, z: Tensor) -> Quantised:

@@ -185,7 +185,8 @@ def context_of(system: CCVS) -> int:
     if not 0 <= memory <= most:
         raise UserError(f"context={memory} must lie between 0 and the {most} frames of this model", code=2)
     if settings.keep_first and not 0 < settings.keep_first < memory:
-        raise UserError(f"keep_first={settings.keep_first} must be less than the {memory} context frames", code=2)
+        given = settings.keep_first
+        raise UserError(f"keep_first={given} must be 0 or more, and less than the {memory} context frames", code=2)
     if not 1 <= settings.new < system.config.frames:
         raise UserError(
             f"new={settings.new} must be at least 1 and less than the {system.config.frames} frames of a window",

@@ -92,10 +92,17 @@ class FrameSampler:
         return logits
 
     def _draw_states(self, states: Tensor, noise: Tensor, places: Tensor) -> None:
-        """Fill in, in place, what is not given of a frame's annotation (B, s)."""
+        """Fill in, in place, what is not given of a frame's annotation (B, s).
+
+        The very first token of a sequence, where no class, start token or end frame stands before it, is all the
+        same to the transformer: each is as likely.
+        """
         for i in range(self.layout.states):
             if (states[:, i] < 0).any():
-                drawn = sample(self._logits()[:, : self.layout.state_codes], noise[:, i], self.state)
+                if self.decoder.cache.length or any(part.shape[1] for part in self.pending):
+                    drawn = sample(self._logits()[:, : self.layout.state_codes], noise[:, i], self.state)
+                else:
+                    drawn = (noise[:, i].to(states.device) * self.layout.state_codes).long()
                 states[:, i] = torch.where(states[:, i] < 0, drawn, states[:, i])
             self._feed(states[:, i : i + 1] + self.layout.codes, places[i : i + 1])
 

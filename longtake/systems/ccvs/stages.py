@@ -111,9 +111,11 @@ class AutoencoderStage(Stage):
         real = torch.cat([view.target, other])
         count = len(other)
         z, features = self.model.encode(torch.cat([view.context, real]))
-        quantised = self.model.quantise(z)
+        # Averages would spend codes on distorted views, which are never decoded; published: all are quantised.
+        first = count if self.model.config.quantiser == "average" else 0
+        quantised = self.model.quantise(z[first:])
         context = [torch.cat([level[:count]] * 2) for level in features]
-        decoded = self.model.decode(quantised.values[count:], [context])
+        decoded = self.model.decode(quantised.values[count - first :], [context])
         losses = self._reconstruction(real, decoded.frames, self.image_critic, decoded.frames)
         losses["quantiser"] = self.config.quantiser_weight * quantised.commitment_loss
         if decoded.flows:
@@ -154,9 +156,10 @@ class AutoencoderStage(Stage):
     def roll(self, clip: Tensor, values: Tensor, features: list[Tensor], towards_end: bool) -> Tensor:
         """A clip whose first frame is given and whose others are decoded one by one: (B, 3, T, H, W).
 
-        Each made frame is encoded again to be context of those after it. Gradients reach the newest context alone,
-        older ones are held fixed. `towards_end`: the last frame is real and a context of all others. (The released
-        code means to do this for its point-to-point models, but its list of contexts never reaches that frame.)
+        Each made frame is encoded again to be context of those after it. Gradients go back through the newest
+        context, and so along the chain of newest ones; older ones are held fixed. `towards_end`: the last frame is
+        real and a context of all others. (The released code means to do this for its point-to-point models, but its
+        list of contexts never reaches that frame.)
         """
         frames = clip.shape[2]
         latents = values.unflatten(0, (-1, frames))
