@@ -49,7 +49,7 @@ class ModelInfo:
     """(height, width)"""
     classes: tuple[str, ...] = ()
     class_counts: tuple[int, ...] = ()
-    """Training videos a class: the prior distribution of labels."""
+    """Training frames a class: how often labels are drawn where none is asked for, as clips are in training."""
     state_names: tuple[str, ...] = ()
     samples_per_frame: int | None = None
     library: str = ""
@@ -61,12 +61,12 @@ class ModelInfo:
     def of(library: Library, size: tuple[int, int]) -> ModelInfo:
         """What a library tells a model of frame size `size`."""
         head = library.header
-        train = [library.rows[i].label for i in library.split("train")]
+        train = [library.rows[i] for i in library.split("train")]
         return ModelInfo(
             fps=head.fps,
             size=size,
             classes=head.classes,
-            class_counts=tuple(train.count(name) for name in head.classes),
+            class_counts=tuple(sum(row.frames for row in train if row.label == name) for name in head.classes),
             state_names=head.state_names,
             samples_per_frame=head.samples_per_frame,
             library=head.hash,

@@ -45,6 +45,24 @@ def test_an_image_of_the_model_is_found_again_and_animated(system, tmp_path, mon
         api.configure(system, {"latent": None})
 
 
+def test_styles_keep_their_class(tmp_path):
+    torch.manual_seed(0)
+    info = ModelInfo(15.0, (16, 16), ("a", "b"), (1, 0))  # where none is told, the first is drawn
+    made = StyleGANV(replace(SIZES["tiny"], condition="label"), info).eval()
+    path = tmp_path / "b.safetensors"
+    edit.save_latent(edit.styles_of(made, 0, 1), path, label=1)
+    still = edit.Still(made, 5, label=1)
+    api.configure(made, {"latent": str(path), "motion_seed": 5})
+    with torch.inference_mode():
+        torch.testing.assert_close(
+            video(made)[:, 0], still(still.own * 0 + edit.styles_of(made, 0, 1))[0].clamp(-1, 1)
+        )
+    assert torch.equal(edit.Still(made, 5, label=1).code, still.code), "whatever motion the settings say"
+    edit.save_latent(edit.styles_of(made, 0, 1), path, label=2)
+    with pytest.raises(UserError, match="styles of class 2, but this model has 2 classes"):
+        video(made)
+
+
 def test_projection_refuses_other_sizes(system):
     with pytest.raises(UserError, match="resize it"):
         edit.project(system, torch.zeros(3, 8, 8), steps=1)

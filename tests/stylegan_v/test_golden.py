@@ -47,6 +47,7 @@ def make_discriminator(size: int, frames: int, c: dict, state: dict, dtype=torch
         gaps=c.get("max_num_frames", c.get("maxf")),
         layers=c["mapping_layers"],
         group=c["mbstd_group_size"],
+        labels="joined",
     )
     discriminator = Discriminator(config, (size, size), frames, c["c_dim"])
     discriminator.load_state_dict(discriminator_state(under(state, "D.")))

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from longtake.systems.base import ModelInfo
 from longtake.systems.stylegan_v.config import MOCOGAN_SIZES, SIZES
@@ -146,3 +147,16 @@ def test_training_sees_what_generation_makes():
     whole = motion(noise, label, torch.tensor([0]), times)
     part = motion(noise[:, 20:], label, torch.tensor([20]), times)
     torch.testing.assert_close(part, whole)
+
+
+@pytest.mark.parametrize(("labels", "alike"), [("apart", False), ("joined", True)])
+def test_the_class_is_told_apart_from_the_gaps(labels, alike):
+    """Among the numbers of the gaps, as released, a class changes next to nothing at the beginning."""
+    torch.manual_seed(0)
+    critic = Discriminator(DiscriminatorConfig(base=256, most=64, embedding=64, labels=labels), (32, 32), 3, 4)
+    times, label = torch.tensor([[0.0, 5, 9]] * 4), torch.eye(4)
+    with torch.no_grad():
+        assert critic.condition is not None
+        vectors = F.normalize(critic.condition(critic.known(times, label), label))
+    likeness = (vectors @ vectors.T)[~torch.eye(4, dtype=torch.bool)]
+    assert (float(likeness.mean()) > 0.95) == alike

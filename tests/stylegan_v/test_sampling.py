@@ -91,6 +91,14 @@ def test_a_single_frame_and_consecutive_ones():
     assert set(times[:, 0].tolist()) == set(map(float, range(7)))
 
 
+def test_made_clips_span_what_real_ones_beside_them_do():
+    """Or of short videos the gaps alone, which the discriminator is told, would give made clips away."""
+    spans = torch.tensor([2, 5, 7, 8]).repeat(50)
+    times = draw_times(SIZES["tiny"], 200, torch.device("cpu"), spans)
+    torch.testing.assert_close(times[:, -1] - times[:, 0], spans.double(), rtol=0, atol=1e-9)
+    assert (times.diff(dim=1) > 0.5).all()
+
+
 def test_consecutive_frames_begin_anywhere_alike():
     torch.manual_seed(0)
     row = replace(SIZES["tiny"], frames=4, sampling="consecutive", horizon=10)

@@ -49,8 +49,15 @@ class AugmentConfig:
     """Videos seen while the probability goes from 0 to 1 at most (the released code's default command: 100,000)."""
     every: int = 4
     """Updates between two corrections."""
-    blit: bool = True
-    """Mirroring, quarter turns, whole-pixel shifts."""
+    most: float = 1.0
+    """Largest probability: near 1 turned and mirrored pictures are as likely as real ones and leak into what is
+    made."""
+    mirror: bool = True
+    """Mirroring."""
+    turns: bool = True
+    """Quarter turns."""
+    shifts: bool = True
+    """Shifts by whole pixels."""
     geometry: bool = True
     """Scaling, rotation, stretching, shifts."""
     colour: bool = True
@@ -87,7 +94,7 @@ class Adaptation:
             return
         direction = math.copysign(1, self.signs / self.count - self.config.target) if self.count else 0
         self.p += direction * videos * processes() * self.config.every / self.config.videos
-        self.p = min(1.0, max(0.0, self.p))
+        self.p = min(self.config.most, max(0.0, self.p))
         self.signs = self.count = 0.0
 
     def state_dict(self) -> dict[str, Any]:
@@ -153,16 +160,19 @@ def geometry(
 
     height, width = size
     where = torch.eye(3, device=device).expand(batch, 3, 3)
-    if config.blit:
+    if config.mirror:
         mirror = _with(p, uniform(0, 2).floor(), 0)
+        where = where @ _scale(1 - 2 * mirror, torch.ones_like(mirror))
+    if config.turns:
         turn = _with(p, uniform(0, 4).floor(), 0)
         exact = torch.tensor([0.0, 1.0, 0.0, -1.0], device=device)
         sine, cosine = exact[turn.long()], exact[(turn.long() + 1) % 4]
-        quarter = _matrix([[cosine, -sine, 0.0], [sine, cosine, 0.0], [0.0, 0.0, 1.0]], sine)
+        where = where @ _matrix([[cosine, -sine, 0.0], [sine, cosine, 0.0], [0.0, 0.0, 1.0]], sine)
+    if config.shifts:
         chosen = torch.rand(batch, device=device) < p
         right = (uniform(-0.125, 0.125) * width).round() * chosen
         below = (uniform(-0.125, 0.125) * height).round() * chosen
-        where = where @ _scale(1 - 2 * mirror, torch.ones_like(mirror)) @ quarter @ _shift(right, below)
+        where = where @ _shift(right, below)
     if config.geometry:
         turned = 1 - math.sqrt(1 - p)  # so that either rotation happens with probability p
         scale = _with(p, torch.exp2(-0.2 * normal()), 1)

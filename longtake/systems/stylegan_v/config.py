@@ -147,7 +147,14 @@ _SMALL = StyleGANVConfig(
     motion=MotionConfig(noise=64, width=128, waves=64),
     synthesis=SynthesisConfig(base=2048, most=128),
     discriminator=DiscriminatorConfig(base=2048, most=128, embedding=64),
-    stage=GANStageConfig(steps=20_000, batch=8, mirror=False, ema=0.998),
+    stage=GANStageConfig(
+        steps=20_000,
+        batch=8,
+        gamma=2.0,
+        mirror=False,
+        augment=AugmentConfig(target=None, start=0.2, mirror=False, turns=False, colour=False),
+        ema=0.998,
+    ),
 )
 _BASE = StyleGANVConfig(
     size=(128, 128),

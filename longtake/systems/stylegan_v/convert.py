@@ -239,5 +239,6 @@ def _critic(d: State, widths: dict[int, int], clamp: float | None) -> Discrimina
         gaps=gaps,
         embedding=embedding,
         layers=_count(d, r"mapping\.fc\d+\.weight") or 2,
+        labels="joined",
         clamp=clamp,
     )

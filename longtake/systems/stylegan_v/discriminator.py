@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -40,6 +41,9 @@ class DiscriminatorConfig:
     """Width of what is learned of a gap."""
     layers: int = 2
     """Layers of the mapping of gaps and labels."""
+    labels: Literal["apart", "joined"] = "apart"
+    """How it is told the class beside the gaps: by an embedding of its own, as the generator is, or one-hot among
+    the some 100 numbers that say the gaps, as released; it is then nearly blind to the class at the beginning."""
     group: int = 4
     """Most videos over which their deviation is taken."""
     clamp: float | None = None
@@ -85,16 +89,23 @@ class GapEncoding(nn.Module):
 
 
 class ConditionMapping(nn.Module):
-    """What is known of a clip (B, C) -> the vector its features are projected on (B, width)."""
+    """What is known of a clip (B, C), and its label (B, classes) where that comes apart -> the vector its features
+    are projected on (B, width)."""
 
-    def __init__(self, known: int, width: int, layers: int):
+    def __init__(self, known: int, width: int, layers: int, classes: int = 0):
         super().__init__()
         self.embed = EqualLinear(known, width)
-        self.layers = nn.Sequential(*(EqualLinear(width, width, rate=0.01, active=True) for _ in range(layers)))
+        self.embed_label = EqualLinear(classes, width) if classes else None
+        widths = [width * (2 if classes else 1)] + [width] * layers
+        self.layers = nn.Sequential(*(EqualLinear(a, b, rate=0.01, active=True) for a, b in pairwise(widths)))
 
     @full_precision
-    def forward(self, known: Tensor) -> Tensor:
-        return self.layers(unit_moment(self.embed(known)))
+    def forward(self, known: Tensor, label: Tensor | None = None) -> Tensor:
+        x = unit_moment(self.embed(known))
+        if self.embed_label is not None:
+            assert label is not None
+            x = torch.cat([x, unit_moment(self.embed_label(label.to(x.dtype)))], 1)
+        return self.layers(x)
 
 
 class Head(nn.Module):
@@ -149,8 +160,10 @@ class Discriminator(nn.Module):
             blocks.append(ResidualBlock(entering, widths[i], into[i + 1], config.clamp))
         self.blocks = nn.ModuleList(blocks)
         self.gaps = GapEncoding(config.gaps, config.embedding) if config.time and frames > 1 else None
-        known = classes + (self.gaps.width * (frames - 1) if self.gaps else 0)
-        self.condition = ConditionMapping(known, widths[-1], config.layers) if known else None
+        self.apart = bool(classes and self.gaps and config.labels == "apart")
+        known = (0 if self.apart else classes) + (self.gaps.width * (frames - 1) if self.gaps else 0)
+        apart = classes if self.apart else 0
+        self.condition = ConditionMapping(known, widths[-1], config.layers, apart) if known else None
         last = into[-1] * frames if self.join == len(grids) - 1 else widths[-1]
         self.head = Head(last, grids[-1], widths[-1] if known else 1, config.group, config.clamp)
 
@@ -172,7 +185,7 @@ class Discriminator(nn.Module):
         out = self.head(x)
         if self.condition is None:
             return out[:, 0]
-        condition = self.condition(self.known(times, label))
+        condition = self.condition(self.known(times, label), label)
         return (out * condition).sum(1) / math.sqrt(out.shape[1])
 
     def _joined(self, x: Tensor) -> Tensor:
@@ -180,11 +193,11 @@ class Discriminator(nn.Module):
         return x.unflatten(0, (-1, self.count)).flatten(1, 2)
 
     def known(self, times: Tensor, label: Tensor) -> Tensor:
-        """Labels and encoded gaps of clips: (B, C)."""
+        """Encoded gaps of clips, behind their labels where these do not come apart: (B, C)."""
         if self.gaps is None:
             return label
         gaps = self.gaps(times.diff(dim=1)).flatten(1)
-        return torch.cat([label.to(gaps.dtype), gaps], 1) if self.classes else gaps
+        return torch.cat([label.to(gaps.dtype), gaps], 1) if self.classes and not self.apart else gaps
 
 
 class VideoDiscriminator(nn.Module):

@@ -45,7 +45,7 @@ class Still:
 
     def __init__(self, system: StyleGANV, seed: int = 0, time: float = 0.0, label: int = 0):
         self.system, self.generator = system.eval(), system.generator
-        film = Film(system, seed)
+        film = Film(system, seed, motion=seed)
         with torch.no_grad():
             film.enter(label)
             self.one_hot, self.own = film.one_hot, film.ws.clone()
@@ -240,9 +240,10 @@ def styles_of(system: StyleGANV, seed: int, label: int = 0) -> Tensor:
     return Still(system, seed, label=label).own
 
 
-def save_latent(ws: Tensor, path: str | Path) -> None:
-    """Write styles (1, L, W) to a .safetensors file, for `--set latent=FILE`."""
-    save_file({"ws": ws.detach().cpu().contiguous()}, str(path))
+def save_latent(ws: Tensor, path: str | Path, label: int = 0) -> None:
+    """Write styles (1, L, W) to a .safetensors file, for `--set latent=FILE`, and the class that `project` or
+    `edit_with_clip` was given: the motion depends on it, so videos are of this class unless told otherwise."""
+    save_file({"ws": ws.detach().cpu().contiguous(), "label": torch.tensor(label)}, str(path))
 
 
 def swap_motions(

@@ -43,12 +43,13 @@ class Mapping(nn.Module):
         self.register_buffer("average", torch.zeros(config.width))
 
     @full_precision
-    def forward(self, z: Tensor, label: Tensor) -> Tensor:
+    def forward(self, z: Tensor, label: Tensor, track: bool = True) -> Tensor:
+        """`track`: whether the average follows."""
         x = unit_moment(z)
         if self.embed is not None:
             x = torch.cat([x, unit_moment(self.embed(label.to(x.dtype)))], 1)
         w = self.layers(x)
-        if self.training:
+        if self.training and track:
             self.average.copy_(w.detach().mean(0).lerp(self.average.to(w.dtype), AVERAGE))
         return w
 

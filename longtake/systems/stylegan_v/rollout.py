@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -42,6 +42,11 @@ def stream(system: StyleGANV, stories: list[Story], rng: Rng) -> Iterator[Tensor
     assert story.fps is not None
     films = [Film(system, seed) for seed in rng.seeds]
     labels = drawn_labels(system, rng)
+    if (
+        system.settings.latent is not None
+        and (own := read_latent(system, system.settings.latent)).label is not None
+    ):
+        labels = torch.full_like(labels, own.label)
     step = system.info.fps / story.fps
     count = chunk_frames(system.config.size, system.device)
     for begin in range(0, story.frames, count):
@@ -72,25 +77,28 @@ class Film:
         system: whose generator makes it.
         seed: of its content and, unless the settings say otherwise, its motion.
         ws: its styles (1, L, W); None: from the seed, or from the settings' file.
+        motion: seed of its motion, whatever the settings say; None: theirs, or the content's.
     """
 
-    def __init__(self, system: StyleGANV, seed: int | str, ws: Tensor | None = None):
+    def __init__(self, system: StyleGANV, seed: int | str, ws: Tensor | None = None, motion: int | None = None):
         self.system, self.generator, self.settings = system, system.generator, system.settings
         self.z = Rng([seed]).normal("content", 0, (system.config.mapping.noise,)).to(system.device)
-        motion = self.settings.motion_seed
-        self.rng = Rng([seed if motion is None else motion])
-        self.given = ws if ws is not None or self.settings.latent is None else self._read(self.settings.latent)
+        chosen = self.settings.motion_seed if motion is None else motion
+        self.rng = Rng([seed if chosen is None else chosen])
+        self.given = ws
+        if ws is None and self.settings.latent is not None:
+            self.given = read_latent(system, self.settings.latent).ws
         self.label: int | None = None
 
     def frames(self, times: Tensor, labels: list[int]) -> Tensor:
-        """Frames (3, n, H, W) at `times` (n,) in source frames, in any order, each under its class."""
+        """Frames (3, n, H, W) in [-1, 1] at `times` (n,) in source frames, in any order, each under its class."""
         parts, begin = [], 0
         for i in range(1, len(labels) + 1):
             if i == len(labels) or labels[i] != labels[begin]:
                 self.enter(labels[begin])
                 parts.append(self._render(self.codes(times[begin:i])))
                 begin = i
-        return torch.cat(parts).transpose(0, 1)
+        return torch.cat(parts).transpose(0, 1).clamp(-1, 1)
 
     def enter(self, label: int) -> None:
         """Prepare for frames of a class."""
@@ -175,15 +183,34 @@ class Film:
         code, modulations = self.generator.modulate(self.ws, code[None])
         return self.generator.synthesis(code.to(self._dtype), modulations)
 
-    def _read(self, path: str) -> Tensor:
-        try:
-            ws = load_file(Path(path))["ws"]
-        except (OSError, SafetensorError, KeyError) as error:
-            raise UserError(f"{path} holds no styles ({error}); give a file that `save_latent` wrote") from None
-        wanted = (1, self.generator.synthesis.styles, self.system.config.mapping.width)
-        if ws.shape != wanted:
-            raise UserError(f"{path} holds styles of shape {tuple(ws.shape)}, but this model has {wanted}")
-        return ws
+
+class Latent(NamedTuple):
+    """What a file of styles holds."""
+
+    ws: Tensor
+    """(1, L, W)."""
+    label: int | None
+    """Class under which they were made; None: not told."""
+
+
+def read_latent(system: StyleGANV, path: str) -> Latent:
+    """The styles of `edit.save_latent`.
+
+    Raises:
+        UserError: no such file, or styles of another model.
+    """
+    try:
+        held = load_file(Path(path))
+        ws = held["ws"]
+    except (OSError, SafetensorError, KeyError) as error:
+        raise UserError(f"{path} holds no styles ({error}); give a file that `save_latent` wrote") from None
+    wanted = (1, system.generator.synthesis.styles, system.config.mapping.width)
+    if ws.shape != wanted:
+        raise UserError(f"{path} holds styles of shape {tuple(ws.shape)}, but this model has {wanted}")
+    label = int(held["label"]) if "label" in held else None
+    if label is not None and not 0 <= label < max(1, system.classes):
+        raise UserError(f"{path} holds styles of class {label}, but this model has {system.classes} classes")
+    return Latent(ws, label)
 
 
 def class_centre(system: StyleGANV, one_hot: Tensor) -> Tensor:

@@ -30,11 +30,15 @@ PATH_DECAY = 0.01
 PREVIEW = 32
 
 
-def draw_times(config: StyleGANVConfig, batch: int, device: torch.device) -> Tensor:
+def draw_times(config: StyleGANVConfig, batch: int, device: torch.device, spans: Tensor | None = None) -> Tensor:
     """Times (B, F) of clips to be made, within the horizon: drawn as those of real clips (section 3.3), but the
-    first is any real number (released code). Of consecutive frames it is whole."""
+    first is any real number (released code). Of consecutive frames it is whole.
+
+    `spans`: frames (B,) from the first to the last of each clip, those of real ones: of short videos these are
+    shorter, and the discriminator is told the gaps. None: any that the configuration allows.
+    """
     frames, choices = config.frames, torch.tensor(config.distances, device=device)
-    span = choices[torch.randint(len(choices), (batch,), device=device)]
+    span = choices[torch.randint(len(choices), (batch,), device=device)] if spans is None else spans.long()
     latest = config.horizon - 1 - span
     share = torch.rand(batch, device=device, dtype=finest(device))
     if config.sampling == "consecutive":
@@ -117,7 +121,8 @@ class GANStage(Stage):
         """New clips with the labels of a batch: frames, times, labels and styles (B, L, W)."""
         generator = self.system.generator
         label = self.system.one_hot(batch["label"])
-        times = draw_times(self.config, len(label), label.device)
+        real = batch["times"].to(label.device)
+        times = draw_times(self.config, len(label), label.device, real[:, -1] - real[:, 0])
         z, noise, first = generator.draw(times, self.config.longest)
         ws = generator.mapping(z, label).unsqueeze(1).expand(-1, generator.synthesis.styles, -1)
         if self.settings.mixing:
@@ -127,7 +132,8 @@ class GANStage(Stage):
     def _mixed(self, ws: Tensor, label: Tensor) -> Tensor:
         """Styles of which, with the probability of mixing, those from a random layer on are of other noise."""
         count = ws.shape[1]
-        other = self.system.generator.mapping(torch.randn(len(ws), self.config.mapping.noise).to(ws.device), label)
+        noise = torch.randn(len(ws), self.config.mapping.noise).to(ws.device)
+        other = self.system.generator.mapping(noise, label, track=False)
         start = torch.randint(1, count, (len(ws), 1), device=ws.device)
         start = torch.where(torch.rand(len(ws), 1, device=ws.device) < self.settings.mixing, start, count)
         own = torch.arange(count, device=ws.device) < start
