@@ -314,6 +314,7 @@ def main() -> None:
                     if not record.exists():
                         made = {"part": part, "arm": arm, "seed": seed, "library": judge.library.hash}
                         made |= {k: getattr(args, k) for k in ("frames", "videos", "guidance", "updates")}
+                        made["model"] = Path(args.model or args.tokenizer or "").name
                         record.write_text(
                             json.dumps({**made, "figures": run(part, arm, seed, args, judge)}, indent=1)
                         )
