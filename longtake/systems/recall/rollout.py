@@ -23,7 +23,7 @@ from longtake.systems.recall.latents import CLIP, Codes, LatentSpace
 from longtake.systems.recall.planner import MixedPlan, Plan
 
 if TYPE_CHECKING:
-    from longtake.systems.recall.system import AR2, R2, R3, ClipGAN, EncGAN3, LEncGAN
+    from longtake.systems.recall.system import AR2, R2, R3, ClipGAN, EncGAN3, GoesOn, LEncGAN
 
 DECODED = 32
 """Most clips of a video that are decoded at once when they are planned first."""
@@ -163,7 +163,7 @@ def chain(system: LEncGAN, stories: list[Story], rng: Rng) -> Iterator[Tensor]:
         yield system.decode(codes)[:, :, min(number, 1) :]
 
 
-def count_given(system: AR2 | R3, stories: list[Story]) -> int:
+def count_given(system: GoesOn, stories: list[Story]) -> int:
     """How many given frames a video shows: all but the last half clip, which is re-created (Algorithm 11).
 
     Raises:

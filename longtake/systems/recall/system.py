@@ -5,6 +5,7 @@ Jingbo Yang, "Long Video Generation using the VAE-GAN method", PhD thesis, Unive
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
@@ -219,25 +220,13 @@ class ImprovedR2(R2):
     settings_class: ClassVar[type] = ImprovedR2Settings
 
 
-class AR2(ClipGAN):
-    """Each clip predicted from the one before, the first made of noise (section 5.3)."""
-
-    name: ClassVar[str] = "ar2"
-    config_class: ClassVar[type] = AR2Config
-    settings_class: ClassVar[type] = ImprovedR2Settings
-    sizes: ClassVar[dict] = sizes.AR2_SIZES
-    accepts = frozenset({"first_frames"})
-    stride = CLIP // 2
-    """Frames from the beginning of a clip to that of the next."""
-    seam_period = stride
+class GoesOn(ClipGAN):
+    """What goes on from given frames, of which it makes the last half clip anew (Algorithm 11)."""
 
     @property
-    def reference(self) -> int:
-        return self.stride
-
-    def stages(self) -> list[Stage]:
-        self._check_norm(self.config.stage.batch)
-        return [AR2Stage(self)]
+    @abstractmethod
+    def stride(self) -> int:
+        """Frames from the beginning of a clip to that of the next."""
 
     def given_frames(self, stories: list[Story]) -> int:
         return rollout.count_given(self, stories)
@@ -250,12 +239,35 @@ class AR2(ClipGAN):
         rollout.count_given(self, [story])
         return story
 
+
+class AR2(GoesOn):
+    """Each clip predicted from the one before, the first made of noise (section 5.3)."""
+
+    name: ClassVar[str] = "ar2"
+    config_class: ClassVar[type] = AR2Config
+    settings_class: ClassVar[type] = ImprovedR2Settings
+    sizes: ClassVar[dict] = sizes.AR2_SIZES
+    accepts = frozenset({"first_frames"})
+    seam_period = CLIP // 2
+
+    @property
+    def stride(self) -> int:
+        return CLIP // 2
+
+    @property
+    def reference(self) -> int:
+        return self.stride
+
+    def stages(self) -> list[Stage]:
+        self._check_norm(self.config.stage.batch)
+        return [AR2Stage(self)]
+
     def rollout(self, stories: list[Story], rng: Rng) -> Iterator[Tensor]:
         """See `recall.rollout.predict`."""
         return rollout.predict(self, stories, rng)
 
 
-class R3(R2):
+class R3(R2, GoesOn):
     """Improved R2, whose latent spaces a GPT plans from those of a given clip on (section 5.4)."""
 
     name: ClassVar[str] = "r3"
@@ -291,17 +303,6 @@ class R3(R2):
         """The latent spaces that tokens (B, D) stand for."""
         codes = self.config.generator
         return LatentSpace.of_token(token, codes.content, codes.motion)
-
-    def given_frames(self, stories: list[Story]) -> int:
-        return rollout.count_given(self, stories)
-
-    def seen_frames(self, stories: list[Story]) -> int:
-        return count_first_frames(stories)
-
-    def check(self, story: Story) -> Story:
-        story = super().check(story)
-        rollout.count_given(self, [story])
-        return story
 
     def rollout(self, stories: list[Story], rng: Rng) -> Iterator[Tensor]:
         """See `recall.rollout.planned`."""
