@@ -38,10 +38,11 @@ import numpy as np
 import torch
 
 from longtake.config import from_dict
-from longtake.data.batch import to_uint8
+from longtake.data.batch import Batch, to_uint8
 from longtake.data.cache import FrameCache
 from longtake.data.clips import ClipPicker, ClipSpec
 from longtake.data.library import Library
+from longtake.data.loader import Loader
 from longtake.metrics.extractors.registry import make_extractor
 from longtake.metrics.frechet import frechet_distance
 from longtake.metrics.motion import MotionMeter
@@ -51,6 +52,7 @@ from longtake.story import Entry, Story
 from longtake.systems.folder import find, load, read_config
 from longtake.systems.loong.config import SIZES, LoongConfig
 from longtake.systems.loong.rollout import Writer
+from longtake.systems.loong.stages import LMStage
 from longtake.systems.loong.system import Loong
 from longtake.train.loop import Trainer
 from longtake.train.recipe import LoopSettings, Recipe
@@ -175,6 +177,22 @@ def last_figures(run: Path) -> dict[str, float]:
     return {k: v for k, v in held[-1].items() if k.startswith("val/")}
 
 
+@torch.inference_mode()
+def held_out(system: Loong, library: Library, clips: int = 48) -> dict[str, float]:
+    """Figures of the last stage's validation, means over the same held-out clips for all models."""
+    stage = system.stages()[-1]
+    assert isinstance(stage, LMStage)
+    loader = Loader(
+        library, {"clips": replace(stage.clips["clips"], share=None, batch=1)}, "test", cache_bytes=1 << 32
+    )
+    found: dict[str, list[float]] = {}
+    for batches in loader.stream(0, clips):
+        batch = batches["clips"]
+        for name, value in stage.validate({"clips": Batch(**{**batch, **stage.derive(batch)})}).items():
+            found.setdefault(name, []).append(value)
+    return {name: float(np.mean(values)) for name, values in found.items()}
+
+
 def trainings(part: str, arm: str, seed: int, args: argparse.Namespace, judge: Judge) -> dict:
     """One arm of the training of the language model, for an equal number of tokens."""
     start = start_config(args)
@@ -197,7 +215,7 @@ def trainings(part: str, arm: str, seed: int, args: argparse.Namespace, judge: J
     assert isinstance(system, Loong)
     system.settings = replace(system.settings, guidance_scale=args.guidance)
     size = sum(p.numel() for p in system.lm.parameters())
-    return {"parameters": size, "validation": last_figures(run), **study(system, judge, args, seed)}
+    return {"parameters": size, "held out": held_out(system, judge.library), **study(system, judge, args, seed)}
 
 
 def quantisers(part: str, arm: str, seed: int, args: argparse.Namespace, judge: Judge) -> dict:
