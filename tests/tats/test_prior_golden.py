@@ -89,6 +89,7 @@ def test_one_window_and_its_logits_are_the_official_ones():
 
 @pytest.mark.parametrize("official", [True, False], ids=["quirk", "corrected"])
 @pytest.mark.parametrize("compile", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # raised inside torch.compile
 def test_the_middle_between_two_slices_is_the_official_one(official, compile):
     file = Golden("tats_sampling_interp")
     first, last = file.inputs["first"], file.inputs["last"]
