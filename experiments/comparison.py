@@ -292,7 +292,7 @@ def table(records: dict[str, dict]) -> str:
 
 
 def plot(records: dict[str, dict], path: Path) -> None:
-    """The curves over time, smoothed over eight windows."""
+    """The curves over time, smoothed over eight windows, or fewer of short videos."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -305,7 +305,7 @@ def plot(records: dict[str, dict], path: Path) -> None:
             x, y = records[name]["curves"].get(curve, ([], []))
             if len(x) < 2:
                 continue
-            width = min(8, len(y))
+            width = max(1, min(8, len(y) // 4))
             label = SYSTEMS[name].title if name in SYSTEMS else name
             line = np.convolve(y, np.ones(width) / width, "valid")
             axis.plot(x[: len(line)], line, color=colours[i % 20], ls="-" if name in SYSTEMS else ":", label=label)
