@@ -32,14 +32,14 @@ import yaml
 from baselines import NAMES, baseline
 
 from longtake.config import read_yaml
-from longtake.data import video
 from longtake.data.library import Library
 from longtake.metrics.evaluate import evaluate
 from longtake.metrics.extractors.registry import make_extractor
 from longtake.metrics.protocol import PROTOCOLS
+from longtake.metrics.sources import write_first
 from longtake.systems.folder import load
 from longtake.train.dryrun import count_flops
-from longtake.train.recipe import Recipe, read_recipe
+from longtake.train.recipe import read_recipe
 
 ROOT = Path(__file__).parents[1]
 RECIPES, RESULTS = ROOT / "recipes" / "compare", ROOT / "docs" / "results"
@@ -98,20 +98,19 @@ def scaled(config: dict, factor: float) -> dict:
     return {name: change(name, value) for name, value in config.items()}
 
 
-def plan(name: str, args: argparse.Namespace) -> tuple[Recipe, dict[str, float]]:
-    """The recipe that meets the budget, written beside the runs, and PFLOP by stage."""
-    path, output = Path(args.output) / f"{name}.yaml", str(Path(args.output) / name)
+def plan(name: str, args: argparse.Namespace) -> dict[str, float]:
+    """Write the recipe that meets the budget beside the runs, unless it is there; PFLOP by stage."""
+    path = Path(args.output) / f"{name}.yaml"
     kept = path.with_suffix(".pflop.json")
     if not kept.exists():
         raw = read_yaml((RECIPES / f"{name}.yaml").read_text(), name)
         raw["seed"] = args.seed
-        whole = read_recipe(RECIPES / f"{name}.yaml", data=args.data, output=output)
-        cost = count_flops(whole, SYSTEMS[name].period)
+        cost = count_flops(read_recipe(RECIPES / f"{name}.yaml", data=args.data), SYSTEMS[name].period)
         factor = args.pflop * 1e15 / sum(steps * flops for steps, flops in cost.values())
         raw["config"] = scaled(raw["config"], factor)
         path.write_text(yaml.safe_dump(raw, sort_keys=False))
         kept.write_text(json.dumps({s: max(1, round(n * factor)) * f / 1e15 for s, (n, f) in cost.items()}))
-    return read_recipe(path, data=args.data, output=output), json.loads(kept.read_text())
+    return json.loads(kept.read_text())
 
 
 def watched(command: list[str], log: Path) -> float | None:
@@ -149,10 +148,9 @@ def longtake(*words: str | Path) -> list[str]:
 
 def train(name: str, args: argparse.Namespace) -> dict:
     """Train what is left; PFLOP by stage, hours and peak memory in MiB."""
-    recipe, pflop = plan(name, args)
-    out = Path(args.output)
-    peak = watched(longtake("train", out / f"{name}.yaml", "--data", args.data, "-o", recipe.output), out / "log")
-    lines = [json.loads(line) for line in (Path(recipe.output) / "log.jsonl").read_text().splitlines()]
+    pflop, out = plan(name, args), Path(args.output)
+    peak = watched(longtake("train", out / f"{name}.yaml", "--data", args.data, "-o", out / name), out / "log")
+    lines = [json.loads(line) for line in (out / name / "log.jsonl").read_text().splitlines()]
     seconds, last = 0.0, 0
     for line in lines:
         if "updates_per_second" in line:
@@ -183,13 +181,7 @@ def rollout(name: str, args: argparse.Namespace) -> dict | None:
     if entry.told == "source video":
         more = ["--source-video", str(library.path / library.rows[row].file), *more]
     elif entry.given:
-        first = out / f"given-{entry.given}.{'mp4' if entry.given > 1 else 'png'}"
-        frames = library.frames(row, range(entry.given))
-        if entry.given > 1:
-            video.write_video(first, [frames], library.fps, crf=0, pixel_format="yuv444p")
-        else:
-            video.write_png(first, frames[0])
-        more = ["--first-frames", str(first), *more]
+        more = ["--first-frames", write_first(library, row, entry.given, library.header.size, out), *more]
     kept = out / "memory.json"
     command = [sys.executable, str(ROOT / "benchmarks" / "memory.py"), str(out / name)]
     command += ["--frames", "64", str(args.long), "--output", str(kept), *more]
@@ -233,9 +225,10 @@ def run_baseline(name: str, args: argparse.Namespace) -> None:
     """Figures of a baseline."""
     folder = Path(args.output)
     if not (folder / f"evaluation-{name}" / "result.json").exists():
-        source = baseline(name, Library(args.data), folder / f"baseline-{name}", args.videos, args.frames)
-        library, extractor = Library(args.data), make_extractor(EXTRACTOR)
-        evaluate(source, library, folder / f"evaluation-{name}", PROTOCOLS[PROTOCOL], [extractor], keep=4)
+        library = Library(args.data)
+        source = baseline(name, library, folder / f"baseline-{name}", args.videos, args.frames)
+        where, extractor = folder / f"evaluation-{name}", make_extractor(EXTRACTOR)
+        evaluate(source, library, where, PROTOCOLS[PROTOCOL], [extractor], keep=4)
 
 
 def collect(args: argparse.Namespace) -> dict[str, dict]:
@@ -253,12 +246,17 @@ def collect(args: argparse.Namespace) -> dict[str, dict]:
     return found
 
 
+def _last(record: dict) -> float | None:
+    curve = record["curves"].get(f"FVD-window[{EXTRACTOR}]")
+    return curve[1][-1] if curve and len(curve[1]) > 1 else None
+
+
 CURVES = {f"FVD-window[{EXTRACTOR}]": "FVD to real clips", f"CCS[{EXTRACTOR}]": "class kept", "motion": "motion"}
 COLUMNS: dict[str, Callable[[dict], float | None]] = {
     "FVD16": lambda r: r["figures"].get(f"FVD16[{EXTRACTOR}]"),
     "FVD128": lambda r: r["figures"].get(f"FVD128[{EXTRACTOR}]"),
     "ratio": lambda r: r["figures"].get(f"FVD16/FVD128[{EXTRACTOR}]"),
-    "last 16": lambda r: _last(r),
+    "last 16": _last,
     "CCS area": lambda r: r["figures"].get(f"CCS-area[{EXTRACTOR}]"),
     "motion, of real": lambda r: r["figures"].get("motion_ratio"),
     "seam": lambda r: r["figures"].get("seam"),
@@ -272,22 +270,14 @@ COLUMNS: dict[str, Callable[[dict], float | None]] = {
 }
 
 
-def _last(record: dict) -> float | None:
-    curve = record["curves"].get(f"FVD-window[{EXTRACTOR}]")
-    return curve[1][-1] if curve and len(curve[1]) > 1 else None
-
-
 def table(records: dict[str, dict]) -> str:
     """Markdown, a row a system; systems that are given the same stand together."""
     lines = ["| system | given | " + " | ".join(COLUMNS) + " |", "|---" * (len(COLUMNS) + 2) + "|"]
-    for name, entry in SYSTEMS.items():
+    rows = [(name, entry.title, entry.told) for name, entry in SYSTEMS.items()]
+    for name, title, told in [*rows, *((name, f"*{name}*", "") for name in NAMES if name in records)]:
         values = [get(records[name]) for get in COLUMNS.values()] if name in records else [None] * len(COLUMNS)
         shown = ["-" if v is None else f"{v:.3g}" if v < 1000 else f"{v:,.0f}" for v in values]
-        lines.append(f"| {entry.title} | {entry.told} | " + " | ".join(shown) + " |")
-    for name in NAMES:
-        if name in records:
-            values = [get(records[name]) for get in COLUMNS.values()]
-            lines.append(f"| *{name}* | | " + " | ".join("-" if v is None else f"{v:.3g}" for v in values) + " |")
+        lines.append(f"| {title} | {told} | " + " | ".join(shown) + " |")
     return "\n".join(lines)
 
 

@@ -317,9 +317,10 @@ def present(draws: dict[str, Draw], step: int, seed: int | str, in_turn: bool = 
     if shared:
         if abs(sum(shared.values()) - 1) > 1e-6:
             raise ValueError(f"the shares of {', '.join(shared)} add up to {sum(shared.values()):g}, not 1")
-        longest = sorted(shared, key=lambda name: -draws[name].spec.frames)
-        u = float(Rng([seed]).uniform("share", step)[0])
-        edges = np.cumsum(list(shared.values()))
-        drawn = list(shared)[min(int(np.searchsorted(edges, u, side="right")), len(shared) - 1)]
-        chosen = longest[step % len(longest)] if in_turn else drawn
+        if in_turn:
+            chosen = sorted(shared, key=lambda name: -draws[name].spec.frames)[step % len(shared)]
+        else:
+            u = float(Rng([seed]).uniform("share", step)[0])
+            edges = np.cumsum(list(shared.values()))
+            chosen = list(shared)[min(int(np.searchsorted(edges, u, side="right")), len(shared) - 1)]
     return [n for n, d in draws.items() if (n == chosen if d.share is not None else step % d.every == 0)]

@@ -6,7 +6,7 @@ user brings, such as CLIP's. It travels with the model.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +70,11 @@ def read_tokenizer(path: str | Path) -> str:
         raise UserError(f"cannot read the tokenizer {path}: {getattr(error, 'strerror', error)}", code=2) from None
     TextTokenizer(text, 8, str(path))
     return text
+
+
+def main_caption(spans: Sequence[tuple[float, float, str]]) -> str:
+    """Of a clip's timed captions the one that holds for most of it; empty where there is none."""
+    return max(spans, key=lambda span: span[1] - span[0], default=(0, 0, ""))[2]
 
 
 class TextTokenizer:

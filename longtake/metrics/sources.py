@@ -115,7 +115,7 @@ class ModelSource:
         conditions = count // per_condition
         self.rows = [rows[i // per_condition * len(rows) // conditions] for i in range(count)]
         if given:
-            shown = {row: self._write(row, given, folder) for row in sorted(set(self.rows))}
+            shown = {row: write_first(library, row, given, self.size, folder) for row in sorted(set(self.rows))}
         stories = [_story(system, library, r, self.given + self.frames, seed + i) for i, r in enumerate(self.rows)]
         self.stories = [
             system.check(replace(story, first_frames=shown.get(row)))
@@ -154,21 +154,11 @@ class ModelSource:
             raise UserError(f"{library.path} has no {self.split} video of {given} frames to give the first of", 2)
         told = _story(system, library, rows[0], given + self.frames, seed)
         self.given = system.seen_frames(
-            [system.check(replace(told, first_frames=self._write(rows[0], given, folder)))]
+            [system.check(replace(told, first_frames=write_first(library, rows[0], given, self.size, folder)))]
         )
         long = [row for row in rows if library.rows[row].frames >= max(given, self.given) + self.frames]
         self.compared = bool(long)
         return long or rows
-
-    def _write(self, row: int, given: int, folder: Path) -> str:
-        """The first frames of a video as a file of their own, with next to no loss."""
-        frames = clip_of(self.library, row, range(given), self.size)
-        path = folder / f"{row}{'.png' if given == 1 else '.mp4'}"
-        if given == 1:
-            video.write_png(path, frames[0])
-        else:
-            video.write_video(path, [frames], self.library.fps, crf=0, pixel_format="yuv444p")
-        return str(path)
 
     def identity(self) -> dict[str, Any]:
         return {"system": self.system.name, "weights": weights_hash(inference_state(self.system))}
@@ -241,6 +231,17 @@ def as_bytes(one: Tensor, how: str) -> np.ndarray:
     scaled = one.float() * 127.5 + (127.5 if how == "round" else 128)
     scaled = scaled.round() if how == "round" else scaled
     return scaled.clamp(0, 255).to(torch.uint8).permute(1, 2, 3, 0).contiguous().numpy()
+
+
+def write_first(library: Library, row: int, count: int, size: tuple[int, int], folder: Path) -> str:
+    """The first frames of a video as a file of their own, with next to no loss: a picture if it is one frame."""
+    frames = clip_of(library, row, range(count), size)
+    path = folder / f"{row}{'.png' if count == 1 else '.mp4'}"
+    if count == 1:
+        video.write_png(path, frames[0])
+    else:
+        video.write_video(path, [frames], library.fps, crf=0, pixel_format="yuv444p")
+    return str(path)
 
 
 class FolderSource:

@@ -139,9 +139,9 @@ class Trainable(ABC):
     name: ClassVar[str]
     config_class: ClassVar[type]
     sizes: ClassVar[dict[str, Any]]
+    """Named configurations: tiny, small, base, paper."""
     reads_text: ClassVar[frozenset[str]] = frozenset()
     """Networks that are tied to the tokenizer of texts: started from another model, they bring its tokenizer."""
-    """Named configurations: tiny, small, base, paper."""
 
     def __init__(self, config: Any, info: ModelInfo):
         self.config, self.info = config, info

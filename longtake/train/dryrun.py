@@ -87,7 +87,8 @@ def _measure(
     """
     engine = FabricEngine(make_fabric("32", "cpu"), system.networks, stage, 1, recipe.seed)
     flops, saved = 0.0, 0
-    for step in range(max(0, stage.steps - updates), max(1, stage.steps)):
+    steps = range(max(0, stage.steps - updates), max(1, stage.steps))
+    for step in steps:
         batches = {name: _ready(batch, stage) for name, batch in loader.batches(step).items()}
         size = max(len(batch["id"]) for batch in batches.values())
         few = {name: Batch(**{k: v[:clips] for k, v in batch.items()}) for name, batch in batches.items()}
@@ -102,7 +103,7 @@ def _measure(
             with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
                 stage.step(few, engine)
         scale = size / min(clips or size, size)
-        flops += counter.get_total_flops() * scale / min(updates, max(1, stage.steps))
+        flops += counter.get_total_flops() * scale / len(steps)
         saved = max(saved, int(sum(kept.values()) * scale))
     return flops, saved
 

@@ -206,7 +206,7 @@ class Trainer:
                 stage.clips,
                 split,
                 self.recipe.seed,
-                stage.name if split == "train" else "",
+                scope=stage.name if split == "train" else "",
                 cache_bytes=int(self.settings.cache_gb * 2**30),
                 workers=self.settings.workers,
                 rank=self.fabric.global_rank,

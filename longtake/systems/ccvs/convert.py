@@ -14,6 +14,7 @@ import itertools
 import math
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -177,7 +178,7 @@ def autoencoder_config(found: Mapping[str, State], options: Mapping[str, Any]) -
         shared = channels / levels[-1]
         flow = cast(tuple[int, int, int], tuple(decoder[f"{convs}{i}.0.weight"].shape[0] for i in range(3)))
         context = 8 if str(options.get("dataset", "")).startswith("kinetics") else 15
-    return AutoencoderConfig(
+    made = AutoencoderConfig(
         width=width,
         multipliers=tuple(level // width for level in levels),
         latent=latent,
@@ -187,9 +188,8 @@ def autoencoder_config(found: Mapping[str, State], options: Mapping[str, Any]) -
         context=context,
         shared=shared,
         flow_widths=flow,
-        mean=IMAGENET["mean"] if options.get("imagenet_norm") else (0.5, 0.5, 0.5),
-        std=IMAGENET["std"] if options.get("imagenet_norm") else (0.5, 0.5, 0.5),
     )
+    return replace(made, **IMAGENET) if options.get("imagenet_norm") else made
 
 
 def _critics(own: Mapping[str, State]) -> DiscriminatorConfig:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from longtake.data.batch import Batch
 from longtake.data.clips import ClipSpec, Draw, Still
+from longtake.data.text import main_caption
 from longtake.nn.losses import discriminator_loss, generator_loss
 from longtake.nn.schedule import warmup_cosine
 from longtake.nn.video import pick_frame, psnr, tiled
@@ -212,8 +213,7 @@ class LMStage(Stage):
         _, batch = only(batches)
         frames = max(draw.spec.frames for draw in self.clips.values())
         spans = batch.get("caption", [[] for _ in range(4)])[:4]
-        texts = [max(own, key=lambda s: s[1] - s[0], default=(0, 0, ""))[2] for own in spans]
-        told = [(Entry(prompt=text),) for text in texts]
+        told = [(Entry(prompt=main_caption(own)),) for own in spans]
         takes = "prompt" in self.system.accepts
         stories = [Story(frames=frames, seed=i, timeline=own if takes else ()) for i, own in enumerate(told)]
         return torch.cat(list(torch.cat(list(self.system.generate(stories)), 2)), 3)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from longtake.data.batch import Batch
 from longtake.data.library import Library
-from longtake.data.text import TextTokenizer, read_tokenizer, train_tokenizer
+from longtake.data.text import TextTokenizer, main_caption, read_tokenizer, train_tokenizer
 from longtake.errors import UserError
 from longtake.nn.discriminators import PatchDiscriminator
 from longtake.nn.llama import Llama, LlamaConfig
@@ -142,7 +142,7 @@ class Loong(System):
         if self.config.lm.condition == "label":
             texts = [self.info.classes[i] for i in batch["label"].tolist()]
         elif self.config.lm.condition == "text":
-            texts = [max(spans, key=lambda s: s[1] - s[0], default=(0, 0, ""))[2] for spans in batch["caption"]]
+            texts = [main_caption(spans) for spans in batch["caption"]]
         dropped = batch.get("dropped")
         return self.prefixes(texts, None if dropped is None else dropped.tolist())
 

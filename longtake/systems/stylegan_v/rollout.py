@@ -40,13 +40,11 @@ def stream(system: StyleGANV, stories: list[Story], rng: Rng) -> Iterator[Tensor
     story = stories[0]
     assert story.frames is not None
     assert story.fps is not None
-    films = [Film(system, seed) for seed in rng.seeds]
-    labels = drawn_labels(system, rng)
-    if (
-        system.settings.latent is not None
-        and (own := read_latent(system, system.settings.latent)).label is not None
-    ):
-        labels = torch.full_like(labels, own.label)
+    labels, ws = drawn_labels(system, rng), None
+    if system.settings.latent is not None:
+        ws, label = read_latent(system, system.settings.latent)
+        labels = labels if label is None else torch.full_like(labels, label)
+    films = [Film(system, seed, ws) for seed in rng.seeds]
     step = system.info.fps / story.fps
     count = chunk_frames(system.config.size, system.device)
     for begin in range(0, story.frames, count):

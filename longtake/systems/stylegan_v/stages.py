@@ -30,15 +30,14 @@ PATH_DECAY = 0.01
 PREVIEW = 32
 
 
-def draw_times(config: StyleGANVConfig, batch: int, device: torch.device, spans: Tensor | None = None) -> Tensor:
+def draw_times(config: StyleGANVConfig, span: Tensor) -> Tensor:
     """Times (B, F) of clips to be made, within the horizon: drawn as those of real clips (section 3.3), but the
     first is any real number (released code). Of consecutive frames it is whole.
 
-    `spans`: frames (B,) from the first to the last of each clip, those of real ones: of short videos these are
-    shorter, and the discriminator is told the gaps. None: any that the configuration allows.
+    `span`: frames (B,) from the first to the last of each, int64, those of real clips: of short videos these are
+    shorter, and the discriminator is told the gaps.
     """
-    frames, choices = config.frames, torch.tensor(config.distances, device=device)
-    span = choices[torch.randint(len(choices), (batch,), device=device)] if spans is None else spans.long()
+    frames, batch, device = config.frames, len(span), span.device
     latest = config.horizon - 1 - span
     share = torch.rand(batch, device=device, dtype=finest(device))
     if config.sampling == "consecutive":
@@ -122,7 +121,7 @@ class GANStage(Stage):
         generator = self.system.generator
         label = self.system.one_hot(batch["label"])
         real = batch["times"].to(label.device)
-        times = draw_times(self.config, len(label), label.device, real[:, -1] - real[:, 0])
+        times = draw_times(self.config, real[:, -1] - real[:, 0])
         z, noise, first = generator.draw(times, self.config.longest)
         ws = generator.mapping(z, label).unsqueeze(1).expand(-1, generator.synthesis.styles, -1)
         if self.settings.mixing:

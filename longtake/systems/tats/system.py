@@ -14,7 +14,7 @@ from torch import Tensor
 from longtake.data.audio import BANDS, COLUMNS, spectrogram
 from longtake.data.batch import Batch
 from longtake.data.library import Library
-from longtake.data.text import TextTokenizer, read_tokenizer, train_tokenizer
+from longtake.data.text import TextTokenizer, main_caption, read_tokenizer, train_tokenizer
 from longtake.errors import UserError
 from longtake.nn.attention import between_mask
 from longtake.nn.discriminators import PatchDiscriminator
@@ -204,7 +204,7 @@ class TATS(System):
             return self.sound_tokens(batch["audio"][:, before : before + self.config.frames])
         texts = None
         if self.texts is not None:
-            texts = [max(spans, key=lambda s: s[1] - s[0], default=(0, 0, ""))[2] for spans in batch["caption"]]
+            texts = [main_caption(spans) for spans in batch["caption"]]
         return self.condition_tokens(batch["label"], texts)
 
     def check(self, story: Story) -> Story:
