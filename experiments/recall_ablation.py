@@ -11,8 +11,8 @@ says so.
     python experiments/recall_ablation.py --data data/atari32 --output runs/recall --tables 4.3 5.6 --seeds 0 1 2
     python experiments/recall_ablation.py --output runs/recall --table-only                 # rewrite docs/results
 
-Runs resume, and what is measured already is not measured again; records made with other --steps, --plan-steps or
---videos are refused. Tab. 4.8 (sampling step 4) is Tab. 4.2's last arm
+Runs resume, and what is measured already is not measured again; records made with other --steps, --plan-steps,
+--width, --lr or --videos are refused. Tab. 4.8 (sampling step 4) is Tab. 4.2's last arm
 on a library prepared at a quarter of the rate. The thesis's figures are on other footage with another extractor:
 only directions can be compared.
 """
@@ -199,9 +199,9 @@ def recipe(arm: Arm, seed: int, args: argparse.Namespace) -> Recipe:
     size = Library(args.data).header.size
     cls = system_class(arm.system)
     base = replace(cls.sizes["small"], size=size)
-    blocks = 4 if min(size) < 48 else 5
-    base = replace(base, generator=replace(base.generator, blocks=blocks))
-    stage = replace(base.stage, steps=0 if arm.system == "r3" else args.steps)
+    blocks, width = 4 if min(size) < 48 else 5, args.width or base.generator.width
+    base = replace(base, generator=replace(base.generator, blocks=blocks, width=width))
+    stage = replace(base.stage, steps=0 if arm.system == "r3" else args.steps, lr=args.lr or base.stage.lr)
     base = replace(base, stage=stage)
     init: dict[str, str] = {}
     if arm.system == "r3":
@@ -237,7 +237,8 @@ def measure(arm: Arm, run: Path, seed: int, args: argparse.Namespace) -> dict:
 def made_with(arm: Arm, args: argparse.Namespace) -> dict:
     """Options that a record depends on and its name does not tell."""
     planner = {"plan_steps": args.plan_steps} if arm.system == "r3" else {}
-    return {"steps": args.steps, **planner, "videos": args.videos}
+    changed = {name: getattr(args, name) for name in ("width", "lr") if getattr(args, name)}
+    return {"steps": args.steps, **planner, **changed, "videos": args.videos}
 
 
 def stored(path: Path, wanted: dict | None) -> dict:
@@ -363,7 +364,12 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--steps", type=int, default=6000, help="updates of encoder and generator")
     parser.add_argument("--plan-steps", type=int, default=3000, help="updates of R3's planner")
+    parser.add_argument("--width", type=int, help="of the generators, if not that of the small size")
+    parser.add_argument("--lr", type=float, help="of encoder, generator and critics, if not the small size's")
     parser.add_argument("--videos", type=int, default=32)
+    parser.add_argument(
+        "--results", default=str(RESULTS / "recall_ablation.json"), help="where records are gathered"
+    )
     parser.add_argument("--table-only", action="store_true", help="only rewrite docs/results")
     args = parser.parse_args()
     folder = Path(args.output)
@@ -383,9 +389,7 @@ def main() -> None:
         found = {arm.name: records_of(arm, args) for arm in arms}
         tables[name] = {"arms": [to_dict(arm) for arm in arms], "records": found}
         texts.append(table(name, found, base))
-    (RESULTS / "recall_ablation.json").write_text(
-        json.dumps({"tables": tables, "baselines": base}, indent=1) + "\n"
-    )
+    Path(args.results).write_text(json.dumps({"tables": tables, "baselines": base}, indent=1) + "\n")
     print("\n\n".join(texts))
 
 

@@ -24,7 +24,8 @@ class TransformerConfig:
         layers: number of blocks.
         heads: attention heads of a block; divides `width`.
         width: channels C of the residual stream; the MLP is four times as wide.
-        dropout: probability, while training, after the embedding, on attention weights and on both branches.
+        dropout: probability, while training, after the embedding, on attention weights and on both branches. The
+            released models have none; on a CPU it rules fused attention out, which costs most of an update.
         table: (t, H, W) of a table of 3D positions, for a model that sees shifted crops of a larger grid and is
             told their place (TATS's `vtokens_pos`); None: no table.
     """

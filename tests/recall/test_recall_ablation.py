@@ -27,7 +27,16 @@ def ablation():
 
 def options(output: Path, **more) -> argparse.Namespace:
     return argparse.Namespace(
-        **{"output": str(output), "steps": 9, "plan_steps": 5, "videos": 4, "table_only": False, **more}
+        **{
+            "output": str(output),
+            "steps": 9,
+            "plan_steps": 5,
+            "width": None,
+            "lr": None,
+            "videos": 4,
+            "table_only": False,
+            **more,
+        }
     )
 
 
@@ -43,7 +52,7 @@ def test_records_of_every_arm_are_found_again(ablation, tmp_path):
         assert [r["slug"] for r in ablation.records_of(arm, args)] == [slug, slug]
 
 
-@pytest.mark.parametrize("option", ["steps", "plan_steps", "videos"])
+@pytest.mark.parametrize("option", ["steps", "plan_steps", "width", "lr", "videos"])
 def test_records_made_with_other_options_are_refused(ablation, tmp_path, option):
     arm, args = ablation.Arm("R3", "r3"), options(tmp_path)
     record = {"made_with": ablation.made_with(arm, args)}

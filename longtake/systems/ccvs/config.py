@@ -285,7 +285,7 @@ SIZES = {
         ),
         states=StatesConfig(names=("x", "y"), hidden=32, steps=1000),
         sound=SoundConfig(256, 64, 32, steps=2000, batch=8),
-        prior=PriorConfig(4, 4, 192, label=True, dropout=0.1),
+        prior=PriorConfig(4, 4, 192, label=True),
         prior_stage=PriorStageConfig(steps=4000, batch=4, lr=1e-3, warmup=200, decay=True, clip=1.0, ema=0.998),
     ),
     "base": CCVSConfig(
