@@ -137,8 +137,13 @@ def generate(
     seconds: float | None = None,
     seed: int | None = None,
     label: str | None = None,
+    prompt: str | None = None,
+    audio: str | Path | None = None,
+    states: str | Path | None = None,
     first_frames: str | Path | None = None,
+    last_frame: str | Path | None = None,
     source_video: str | Path | None = None,
+    fps: float | None = None,
     story: Story | str | Path | None = None,
     videos: int = 1,
     chunk: int | None = None,
@@ -152,8 +157,13 @@ def generate(
         seconds: the length in seconds; one of the two, or neither with a story.
         seed: of the first video; None: the story's, or 0.
         label: a class shown throughout.
+        prompt: what is to be seen, in words.
+        audio: a sound file that steers the video.
+        states: a trajectory, .npy or .csv, one row a frame, values in [0, 1].
         first_frames: a video or a picture to go on from.
+        last_frame: a picture to end at.
         source_video: a video to re-create.
+        fps: frames a second, of systems in continuous time.
         story: a `Story` or a YAML file; other arguments that are given replace its fields.
         videos: how many, made together.
         chunk: frames a chunk; changes memory, never a frame.
@@ -164,17 +174,21 @@ def generate(
     """
     system = model if isinstance(model, System) else load(model)
     told = story if isinstance(story, Story) else read_story(story) if story else Story()
-    if frames is not None or seconds is not None:
-        told = replace(told, frames=frames, seconds=seconds)
-    if label is not None:
-        told = told.throughout(label=label)
-    if first_frames is not None:
-        told = replace(told, first_frames=str(first_frames))
-    if source_video is not None:
-        told = replace(told, source_video=str(source_video))
-    start = told.seed if seed is None else seed
+    told = told.told(
+        frames=frames,
+        seconds=seconds,
+        seed=seed,
+        fps=fps,
+        label=label,
+        prompt=prompt,
+        audio=audio,
+        states=states,
+        first_frames=first_frames,
+        last_frame=last_frame,
+        source_video=source_video,
+    )
     large = load_upscaler(upscaler, system.device) if upscaler else None
-    return Video(system, [replace(told, seed=start + i) for i in range(videos)], chunk, large)
+    return Video(system, [replace(told, seed=told.seed + i) for i in range(videos)], chunk, large)
 
 
 def load_upscaler(name: str | Path, device: torch.device | str = "cpu") -> Enlarges:

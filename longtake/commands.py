@@ -17,7 +17,7 @@ from longtake.config import read_yaml
 from longtake.errors import UserError
 from longtake.progress import progress_bar
 from longtake.rollout.memory import steady_allocations
-from longtake.story import Story
+from longtake.story import TIMED, WHOLE, Story
 from longtake.systems.base import System
 
 console = Console(stderr=True)
@@ -86,14 +86,12 @@ def generate_to_file(args: argparse.Namespace) -> None:
 def _story(args: argparse.Namespace) -> Story:
     """The story file, if any, with what the command line says on top of it."""
     story = api.read_story(args.story) if args.story else Story()
-    if args.frames is not None or args.seconds is not None:
-        story = replace(story, frames=args.frames, seconds=args.seconds)
+    story = story.told(
+        **{name: getattr(args, name) for name in ("frames", "seconds", "seed", "fps", *TIMED, *WHOLE)}
+    )
     if story.frames is None and story.seconds is None:
         raise UserError("how long? give --frames or --seconds, or a story that says so", code=2)
-    names = ("seed", "fps", "first_frames", "last_frame", "source_video")
-    story = replace(story, **{n: getattr(args, n) for n in names if getattr(args, n) is not None})
-    timed = {n: getattr(args, n) for n in ("label", "prompt", "audio", "states") if getattr(args, n) is not None}
-    return story.throughout(**timed)
+    return story
 
 
 def parse_settings(assignments: list[str]) -> dict:

@@ -15,6 +15,8 @@ from longtake.errors import UserError
 
 TIMED = ("label", "prompt", "audio", "states")
 """Conditions that an entry of the timeline can carry."""
+WHOLE = ("first_frames", "last_frame", "source_video")
+"""Conditions of a whole video: files."""
 
 
 @dataclass(frozen=True)
@@ -59,9 +61,8 @@ class Story:
     def conditions(self) -> set[str]:
         """Names of all conditions that this story uses."""
         used = {name for name in TIMED for entry in self.timeline if getattr(entry, name) is not None}
-        whole = ("first_frames", "last_frame", "source_video")
         cuts = {"cut"} if any(entry.cut for entry in self.timeline) else set()
-        return used | cuts | {name for name in whole if getattr(self, name) is not None}
+        return used | cuts | {name for name in WHOLE if getattr(self, name) is not None}
 
     def cuts(self) -> list[int]:
         """Frames at which new scenes begin, of a resolved story."""
@@ -98,6 +99,16 @@ class Story:
         nothing = dict.fromkeys(conditions)
         always = replace(Entry(), **conditions)
         return replace(self, timeline=(always, *(replace(e, **nothing) for e in self.timeline)))
+
+    def told(self, **given: Any) -> Story:
+        """The same story with what is given, None left out: fields are replaced, a length by either length, and
+        conditions of the timeline hold throughout."""
+        known = {name: value for name, value in given.items() if value is not None}
+        timed = {name: str(known.pop(name)) for name in TIMED if name in known}
+        files = {name: str(known[name]) for name in WHOLE if name in known}
+        if "frames" in known or "seconds" in known:
+            known = {"frames": None, "seconds": None, **known}
+        return replace(self, **{**known, **files}).throughout(**timed)
 
     def at(self, name: str, frame: int) -> tuple[Any, int] | None:
         """The value of a condition in force at a frame and the frame it came into force, or None."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -88,6 +89,19 @@ def test_stories_that_cannot_be_told(story, message):
 def test_a_model_without_classes_says_so():
     with pytest.raises(UserError, match="this model has no classes"):
         Story(frames=5, timeline=(Entry(label="down"),)).resolve(10.0, ())
+
+
+def test_what_is_told_replaces_what_the_story_says():
+    story = Story(seconds=4, seed=1, timeline=(Entry(0, label="a", prompt="x"), Entry(2, label="b", cut=True)))
+    assert story.told(label=None, seed=None, frames=None) == story
+    told = story.told(frames=9, seed=2, label="c", first_frames=Path("a.png"), fps=30.0)
+    assert (told.frames, told.seconds, told.seed, told.fps, told.first_frames) == (9, None, 2, 30.0, "a.png")
+    assert [entry.label for entry in told.timeline] == ["c", None, None]
+    assert [entry.prompt for entry in told.timeline] == [None, "x", None]
+    assert [entry.cut for entry in told.timeline] == [False, False, True]
+    both = story.told(frames=9, seconds=1.0)
+    with pytest.raises(UserError, match="either frames or seconds"):
+        both.resolve(15, ("a", "b"))
 
 
 def test_conditions():
