@@ -24,6 +24,21 @@ def all_reduce_sum(x: Tensor) -> Tensor:
     return x
 
 
+class _Summed(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        return all_reduce_sum(x.clone())
+
+    @staticmethod
+    def backward(ctx, *grads: Tensor) -> Tensor:
+        return summed_over_processes(grads[0].contiguous())
+
+
+def summed_over_processes(x: Tensor) -> Tensor:
+    """The sum of `x` over all processes; gradients of every process's loss reach every process's `x`."""
+    return _Summed.apply(x) if active() else x  # pyright: ignore[reportReturnType]
+
+
 def gather_rows(x: Tensor) -> Tensor:
     """`x` (N, ...) of all processes behind each other in rank order: (N * processes, ...); equal shapes."""
     if not active():

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from longtake.nn.norm import BatchNorm3d
+
 DIFFERENCE_GAIN = 4.0
 
 
@@ -15,13 +17,13 @@ class Residual3d(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, stride: int):
         super().__init__()
         self.conv1 = nn.Conv3d(in_channels, out_channels, 3, stride, 1, bias=False)
-        self.norm1 = nn.BatchNorm3d(out_channels)
+        self.norm1 = BatchNorm3d(out_channels)
         self.conv2 = nn.Conv3d(out_channels, out_channels, 3, 1, 1, bias=False)
-        self.norm2 = nn.BatchNorm3d(out_channels)
+        self.norm2 = BatchNorm3d(out_channels)
         self.shortcut = nn.Identity()
         if stride != 1 or in_channels != out_channels:
             conv = nn.Conv3d(in_channels, out_channels, 1, stride, bias=False)
-            self.shortcut = nn.Sequential(conv, nn.BatchNorm3d(out_channels))
+            self.shortcut = nn.Sequential(conv, BatchNorm3d(out_channels))
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.conv2(F.relu(self.norm1(self.conv1(x))))
@@ -45,7 +47,7 @@ class ResNet3d(nn.Module):
     def __init__(self, width: int = 16, levels: int = 4, blocks: int = 1):
         super().__init__()
         self.stem = nn.Sequential(
-            nn.Conv3d(6, width, (3, 5, 5), (1, 2, 2), (1, 2, 2), bias=False), nn.BatchNorm3d(width), nn.ReLU()
+            nn.Conv3d(6, width, (3, 5, 5), (1, 2, 2), (1, 2, 2), bias=False), BatchNorm3d(width), nn.ReLU()
         )
         widths = [width << i for i in range(levels)]
         self.levels = nn.ModuleList(

@@ -63,8 +63,9 @@ def test_windows_hold_what_the_settings_say(keep, new, monkeypatch):
 
     monkeypatch.setattr(rollout, "generate_tokens", watching)
     out, counts = tokens(made, [resolved(made, 41)])
-    assert counts == [keep + new] + [new] * (len(counts) - 1)
-    assert out.shape[1] - new < 11 <= out.shape[1]
+    assert counts[:-1] == [keep + new] + [new] * (len(counts) - 2)
+    assert 0 < counts[-1] <= new
+    assert out.shape[1] == 11  # slices of 41 frames, no more
     flat = out.flatten(1) + made.offset
     noise = Rng([0]).uniform("token", range(flat.shape[1]))
     done = 0
@@ -189,6 +190,22 @@ def test_a_cut_begins_a_new_scene(every, monkeypatch):
     assert not torch.equal(tokens(made, [without])[0][:, cut:], one[:, cut:])
     video = torch.cat(list(made.generate(stories)), 2)
     assert video.shape[2] == 64
+
+
+@pytest.mark.parametrize("every", [1, 2])
+def test_the_decoder_sees_nothing_across_a_cut(every):
+    """Frames before it are those of a video that ends there."""
+    made = system(replace(LABELLED, every=every))
+    entry = Entry(0.0, label="a")
+    cut = resolved(made, 64, timeline=(entry, Entry(2.4, label="b", cut=True)))  # frame 24, slice 6
+    other = resolved(made, 64, timeline=(entry, Entry(2.4, label="c", cut=True)))
+    one, two = (torch.cat(list(made.generate([story])), 2) for story in (cut, other))
+    assert torch.equal(one[:, :, :24], two[:, :, :24])
+    assert not torch.equal(one[:, :, 24], two[:, :, 24])
+    tokens_after = torch.cat(list(latent_slices_of(made, cut)), 1)[:, 6 // every :]
+    if every == 1:
+        alone = made.vqgan.detokenize(tokens_after).clamp(-1, 1)
+        assert torch.allclose(one[:, :, 24:], alone, atol=1e-5)
 
 
 def test_no_slice_between_two_scenes_is_a_mixture_of_them():

@@ -63,7 +63,7 @@ Trainer(read_recipe(interrupted), "cpu").run()
 
 def recipes(library: Path, output: Path, batch: int, tokenizer: Path | None = None) -> tuple[Recipe, Recipe]:
     """The first stage, and the second on a given tokenizer, so that rounding in the first cannot matter."""
-    tiny = SIZES["tiny"]
+    tiny = replace(SIZES["tiny"], vqgan=replace(SIZES["tiny"].vqgan, norm="batch"))
     vqgan = replace(tiny.vqgan_stage, steps=STEPS, batch=batch, ema=0.9, discriminator_start=4, lr=3e-4)
     prior = replace(tiny.prior_stage, steps=STEPS, batch=batch, ema=0.9, clip=1.0)
     loop = LoopSettings(log_every=1, validate_every=4, validate_batches=1, preview_every=100, checkpoint_every=4)

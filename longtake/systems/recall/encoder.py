@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from longtake.nn.norm import BatchNorm1d, BatchNorm2d
 from longtake.systems.recall.latents import CLIP, LOGVAR_RANGE, LatentSpace, difference_maps
 
 Stream = Literal["content", "motion"]
@@ -39,13 +40,13 @@ class DenseSet(nn.Sequential):
     """A fully connected layer, a norm and ReLU."""
 
     def __init__(self, inputs: int, outputs: int, norm: str):
-        layer = nn.BatchNorm1d(outputs) if norm == "batch" else nn.LayerNorm(outputs)
+        layer = BatchNorm1d(outputs) if norm == "batch" else nn.LayerNorm(outputs)
         super().__init__(nn.Linear(inputs, outputs), layer, nn.ReLU(inplace=True))
 
 
 def _convolution(inputs: int, outputs: int, kernel: int, stride: int = 1) -> list[nn.Module]:
     layer = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2)
-    return [layer, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)]
+    return [layer, BatchNorm2d(outputs), nn.ReLU(inplace=True)]
 
 
 def halvings_of(blocks: int) -> int:

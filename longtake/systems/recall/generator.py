@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
+from longtake.nn.norm import BatchNorm3d
+
 TIME_BLOCKS = 3
 """Blocks that work on time: the first makes 4 frames of a place, the next two double them."""
 
@@ -73,7 +75,7 @@ def transposed(in_channels: int, out_channels: int, geometry: Geometry) -> list[
     Section 3.4.2 has spectral norm instead of batch norm; the released code and the published numbers of parameters
     have both.
     """
-    norm = nn.BatchNorm3d(out_channels)
+    norm = BatchNorm3d(out_channels)
     nn.init.normal_(norm.weight, 1.0, 0.02)
     return [spectral_norm(nn.ConvTranspose3d(in_channels, out_channels, *geometry)), norm, nn.ReLU(inplace=True)]
 

@@ -13,6 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from longtake.nn.norm import BatchNorm3d
 from longtake.systems.stylegan_v.layers import EqualConv2d, EqualLinear, full_precision, unit_moment
 from longtake.systems.stylegan_v.synthesis import channels, resolutions
 
@@ -218,18 +219,18 @@ class VideoDiscriminator(nn.Module):
             out, halves = width << i, side >= 8
             kernel, stride = ((4, 4, 4), (1, 2, 2)) if halves else ((4, 3, 3), (1, 1, 1))
             layers.append(nn.Conv3d(into, out, kernel, stride, padding=(0, 1, 1), bias=False))
-            layers += [nn.BatchNorm3d(out)] if i else []
+            layers += [BatchNorm3d(out)] if i else []
             layers.append(nn.LeakyReLU(0.2))
             into, side = out, side // 2 if halves else side
         if min(size) >= 256:
             for _ in range(2):
-                layers += [nn.Conv3d(into, into, 3, padding=1, bias=False), nn.BatchNorm3d(into), nn.LeakyReLU(0.2)]
+                layers += [nn.Conv3d(into, into, 3, padding=1, bias=False), BatchNorm3d(into), nn.LeakyReLU(0.2)]
         layers.append(nn.Conv3d(into, 1, (4, min(4, side), min(4, side)), bias=False))
         self.layers = nn.Sequential(*layers)
         for layer in layers:
             if isinstance(layer, nn.Conv3d):
                 nn.init.normal_(layer.weight, 0, 0.02)
-            elif isinstance(layer, nn.BatchNorm3d):
+            elif isinstance(layer, BatchNorm3d):
                 nn.init.normal_(layer.weight, 1, 0.02)
 
     def forward(self, frames: Tensor) -> Tensor:

@@ -35,8 +35,11 @@ def sliding_window(system: TATS, stories: list[Story], rng: Rng) -> Iterator[Ten
     slices = latent_slices(system, stories, rng, known)
     if system.config.every > 1:
         slices = with_between(system, stories, rng, slices, known)
+    held = 0 if known is None else known.shape[1]
+    every = system.config.every
+    cuts = [cut * every for cut in _cuts(stories, system.config.vqgan.compression[0] * every)]
     done = 0
-    for chunk in _decoded(decoder, slices):
+    for chunk in _decoded(decoder, slices, [cut for cut in cuts if cut >= held]):
         if frames is not None and done < frames.shape[2]:
             count = min(chunk.shape[2], frames.shape[2] - done)
             chunk = torch.cat([frames[:, :, done : done + count].to(chunk), chunk[:, :, count:]], 2)
@@ -44,9 +47,16 @@ def sliding_window(system: TATS, stories: list[Story], rng: Rng) -> Iterator[Ten
         yield chunk
 
 
-def _decoded(decoder: WindowedDecoder, slices: Iterator[Tensor]) -> Iterator[Tensor]:
+def _decoded(decoder: WindowedDecoder, slices: Iterator[Tensor], cuts: list[int]) -> Iterator[Tensor]:
+    """Frames; at the slices `cuts` the decoder begins anew, so that it sees nothing across them."""
+    done = 0
     for part in slices:
-        yield decoder.push(part)
+        inside = [cut - done for cut in cuts if done < cut < done + part.shape[1]]
+        for scene in part.tensor_split(inside, 1):
+            if done in cuts:
+                yield decoder.flush()
+            yield decoder.push(scene)
+            done += scene.shape[1]
     yield decoder.flush()
 
 
@@ -111,13 +121,13 @@ def latent_slices(system: TATS, stories: list[Story], rng: Rng, known: Tensor | 
         start = known[:, :: config.every]
         context, done = start + system.offset, start.shape[1]
         yield start
-    first = True
+    first = known is None
     while done < total:
         if done in cuts:
             context, first = context[:, :0], True
         context = context[:, -keep:]
         held = context.shape[1]
-        count = min([keep + settings.new - held, *(cut - done for cut in cuts if cut > done)])
+        count = min([keep + settings.new - held, total - done, *(cut - done for cut in cuts if cut > done)])
         if heard is None:
             condition = _condition(system, stories, labels, done * config.every)
         else:
@@ -187,8 +197,9 @@ def with_between(
                 segment += 1
             else:
                 count = (every - 1) * after[0].numel()
-                condition = _condition(system, stories, labels, segment * every + 1)
-                aim = before if segment + 1 in cuts else after
+                cut = segment + 1 in cuts
+                condition = _condition(system, stories, labels, segment * every + (not cut))
+                aim = before if cut else after
                 ends = [x.flatten(1) + system.offset for x in (before, aim)]
                 tokens = fill_between(
                     interpolator,

@@ -186,7 +186,7 @@ class TATS(System):
     def sound_tokens(self, sound: Tensor) -> Tensor:
         """Sound (B, T, S) of a clip's frames -> ids (B, c)."""
         assert self.sound is not None
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast(sound.device.type, enabled=False):  # as a rollout does
             return self.sound.tokenize(spectrogram(sound)[:, None]).flatten(1)
 
     def condition_tokens(self, label: Tensor, texts: list[str] | None = None) -> Tensor:
