@@ -70,7 +70,7 @@ SYSTEMS = {
     "tats-zeros": Entry("vanilla VQGAN", "game"),
     "stylegan_v": Entry("StyleGAN-V", "game", period=16),
     "mocogan_sg2": Entry("MoCoGAN-SG2", "game", period=16),
-    "ccvs": Entry("CCVS", "game, first frame", ("new=8",), given=1),
+    "ccvs": Entry("CCVS", "game, first frame", ("new=8",), given=1, period=16),
     "loong": Entry("Loong", "game", ("guidance_scale=2",)),
     "ar2": Entry("AR2", "nothing", ("candidates=1",)),
     "r3": Entry("R3", "16 frames", ("rollout=faster", "candidates=1"), given=16),
@@ -209,16 +209,16 @@ def run(name: str, args: argparse.Namespace) -> None:
     if found != options:
         raise SystemExit(f"{record} was made with {found}, not {options}; choose another --output or remove it")
     done(record, "training", lambda: train(name, args))
-    done(record, "parameters", lambda: parameters(Path(args.output) / name))
+    done(record, "weights", lambda: weights(Path(args.output) / name))
     done(record, "measured", lambda: measure(name, args))
     done(record, "rollout", lambda: rollout(name, args))
     print(f"{name}: done", flush=True)
 
 
-def parameters(folder: Path) -> int:
-    """Of what makes the videos."""
+def weights(folder: Path) -> int:
+    """Numbers in the networks that make the videos, codebooks included."""
     system = load(folder)
-    return sum(p.numel() for name in system.inference for p in system.networks[name].parameters())
+    return sum(w.numel() for name in system.inference for w in system.networks[name].state_dict().values())
 
 
 def run_baseline(name: str, args: argparse.Namespace) -> None:
@@ -240,9 +240,10 @@ def collect(args: argparse.Namespace) -> dict[str, dict]:
         if result.exists():
             whole = json.loads(result.read_text())
             kept = {k: v["value"] for k, v in whole["figures"].items()}
+            spread = {k: v["interval"] for k, v in whole["figures"].items()}
             curves = {k: [v["x"], v["y"]] for k, v in whole["curves"].items() if k in CURVES}
             more = json.loads(record.read_text()) if record.exists() else {}
-            found[name] = {**more, "figures": kept, "curves": curves}
+            found[name] = {**more, "figures": kept, "intervals": spread, "curves": curves}
     return found
 
 
@@ -262,7 +263,7 @@ COLUMNS: dict[str, Callable[[dict], float | None]] = {
     "seam": lambda r: r["figures"].get("seam"),
     "repeat": lambda r: r["figures"].get("longest_repeat"),
     "s per 1,000 frames": lambda r: (r.get("rollout") or {}).get("seconds"),
-    "parameters (M)": lambda r: r["parameters"] / 1e6 if "parameters" in r else None,
+    "weights (M)": lambda r: r["weights"] / 1e6 if "weights" in r else None,
     "MiB": lambda r: (r.get("rollout") or {}).get("peak_mib"),
     "TFLOP": lambda r: 1e3 * sum(r["training"]["pflop"].values()) if "training" in r else None,
     "hours": lambda r: r["training"]["hours"] if "training" in r else None,
@@ -272,13 +273,22 @@ COLUMNS: dict[str, Callable[[dict], float | None]] = {
 
 def table(records: dict[str, dict]) -> str:
     """Markdown, a row a system; systems that are given the same stand together."""
-    lines = ["| system | given | " + " | ".join(COLUMNS) + " |", "|---" * (len(COLUMNS) + 2) + "|"]
-    rows = [(name, entry.title, entry.told) for name, entry in SYSTEMS.items()]
-    for name, title, told in [*rows, *((name, f"*{name}*", "") for name in NAMES if name in records)]:
-        values = [get(records[name]) for get in COLUMNS.values()] if name in records else [None] * len(COLUMNS)
-        shown = ["-" if v is None else f"{v:.3g}" if v < 1000 else f"{v:,.0f}" for v in values]
-        lines.append(f"| {title} | {told} | " + " | ".join(shown) + " |")
+    lines = ["| system | given | set | " + " | ".join(COLUMNS) + " |", "|---" * (len(COLUMNS) + 3) + "|"]
+    rows = [(name, e.title, e.told, ", ".join(e.settings)) for name, e in SYSTEMS.items()]
+    for name, *words in [*rows, *((name, f"*{name}*", "", "") for name in NAMES if name in records)]:
+        cells = [_cell(records.get(name), column) for column in COLUMNS]
+        lines.append("| " + " | ".join([*words, *cells]) + " |")
     return "\n".join(lines)
+
+
+def _cell(record: dict | None, column: str) -> str:
+    """A value, with its interval where it is a distance."""
+    value = COLUMNS[column](record) if record else None
+    if value is None:
+        return "-"
+    spread = record["intervals"].get(f"{column}[{EXTRACTOR}]") if record else None
+    text = f"{value:.3g}" if value < 1000 else f"{value:,.0f}"
+    return f"{text} [{spread[0]:.0f}, {spread[1]:.0f}]" if spread and column.startswith("FVD") else text
 
 
 def plot(records: dict[str, dict], path: Path) -> None:

@@ -187,6 +187,8 @@ def generate(
         last_frame=last_frame,
         source_video=source_video,
     )
+    if videos < 1:
+        raise UserError(f"videos is {videos} but must be at least 1", code=2)
     large = load_upscaler(upscaler, system.device) if upscaler else None
     return Video(system, [replace(told, seed=told.seed + i) for i in range(videos)], chunk, large)
 

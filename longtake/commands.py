@@ -25,7 +25,7 @@ console = Console(stderr=True)
 
 
 def pick_device(name: str) -> torch.device:
-    """The device of that name; "auto" is CUDA where there is one, else the CPU.
+    """The device of that name, there; "auto" is CUDA where there is one, else the CPU.
 
     Raises:
         UserError: no such device here.
@@ -55,7 +55,7 @@ def show_progress(what: str) -> Iterator[Callable[[int, int], None]]:
         if done * 10 // max(1, total) > told or done == total:
             told = done * 10 // max(1, total)
             passed = time.monotonic() - begun
-            left = passed / done * (total - done)
+            left = passed / max(1, done) * (total - done)
             text = f"{what} {done}/{total}, {done / max(passed, 1e-9):.1f}/s, {left:.0f} s left"
             console.print(text, highlight=False, soft_wrap=True)
 
@@ -212,7 +212,9 @@ def evaluate_model(args: argparse.Namespace) -> None:
                 highlight=False,
             )
     of_files = Path(args.source).is_dir() and not is_model(args.source)
-    for option, only_files in (("given", False), ("reference", True), ("seam_period", True), ("seam_first", True)):
+    of_models, of_folders = ("given", "set"), ("reference", "seam_period", "seam_first")
+    for option in (*of_models, *of_folders):
+        only_files = option in of_folders
         if getattr(args, option) and only_files != of_files:
             kind = "a folder of videos" if only_files else "a model"
             raise UserError(f"--{option.replace('_', '-')} goes with {kind}; leave it out", code=2)

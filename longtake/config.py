@@ -123,6 +123,10 @@ _Loader.add_implicit_resolver(
 )
 
 
+_UNCAUGHT = (ValueError, LookupError, AttributeError, RecursionError)
+"""What the loader lets through of values such as 2020-13-45, `!!bool x` and endless brackets."""
+
+
 def read_yaml(text: str, where: str) -> Any:
     """Parse YAML safely.
 
@@ -131,6 +135,8 @@ def read_yaml(text: str, where: str) -> Any:
     """
     try:
         return yaml.load(text, _Loader)
+    except _UNCAUGHT as error:
+        raise UserError(f"{where} is not valid YAML: a value in it cannot be read ({error})", code=2) from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f" at line {mark.line + 1}" if mark else ""

@@ -84,7 +84,7 @@ class Story:
         if frames < 1:
             raise UserError(f"a story of {frames} frames shows nothing; ask for at least 1", code=2)
         starts = [entry.start for entry in self.timeline]
-        if starts != sorted(starts) or any(s < 0 for s in starts):
+        if starts != sorted(starts) or not all(0 <= s < math.inf for s in starts):
             raise UserError(f"timeline entries must start at 0 or later and in order, got {starts}", code=2)
         for entry in self.timeline:
             if entry.label is not None and entry.label not in classes:
@@ -135,7 +135,7 @@ def read_story(path: str | Path) -> Story:
     """
     path = Path(path)
     try:
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read the story {path}: {getattr(error, 'strerror', error)}", code=2) from None
     raw = read_yaml(text, str(path))

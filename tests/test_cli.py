@@ -192,7 +192,7 @@ def test_a_story_and_what_replaces_it(model, tmp_path):
         (2, "there is no device 'abacus' here; try --device cpu", ["--frames", 4, "--device", "abacus"]),
         (2, "cannot read the story none.yaml", ["--frames", 4, "--story", "none.yaml"]),
         (2, "keep=9 and new=1 must", ["--frames", 4, "--set", "keep=9"]),
-        (1, "temperature is 0", ["--frames", 4, "--set", "temperature=0"]),
+        (2, "temperature is 0", ["--frames", 4, "--set", "temperature=0"]),
     ],
 )
 def test_what_cannot_be_generated(model, tmp_path, capsys, monkeypatch, code, message, words):

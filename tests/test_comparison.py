@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from longtake.config import read_yaml
@@ -46,6 +46,7 @@ def test_every_system_that_makes_videos_is_compared(comparison):
     } - {"classifier", "upscaler"}
 
 
+@settings(deadline=None)
 @given(factor=st.floats(1e-4, 100))
 def test_a_budget_changes_numbers_of_updates_only(comparison, factor):
     for name in comparison.SYSTEMS:

@@ -140,6 +140,13 @@ def test_yaml_runs_nothing_and_says_where_it_is_wrong():
         read_yaml("a: 1\nb: [", "x")
 
 
+@pytest.mark.parametrize("text", ["2020-13-45", "0b_", "9" * 5000, "!!bool x", "!!timestamp x", "[" * 1000])
+def test_yaml_values_that_cannot_be_are_named(text):
+    with pytest.raises(UserError, match="x is not valid YAML: a value in it cannot be read") as caught:
+        read_yaml(text, "x")
+    assert caught.value.code == 2
+
+
 def write(path, **fields):
     path.write_text(yaml.safe_dump({"system": "tats", "size": "tiny", "data": "lib", **fields}))
     return path

@@ -107,7 +107,7 @@ class DerivedCache:
         """Map what an earlier run left."""
         layout = self.folder / "layout.json"
         if self.known is None and layout.is_file():
-            for name, (dtype, shape) in json.loads(layout.read_text()).items():
+            for name, (dtype, shape) in json.loads(layout.read_text(encoding="utf-8")).items():
                 self.files[name] = _map(self.folder / name, np.dtype(dtype), (self.clips, *shape))
             self.known = _map(self.folder / "known", np.dtype(np.uint8), (self.clips,))
 

@@ -85,7 +85,7 @@ class UniformBins:
 class Sparse:
     """First and last frame a random distance apart, the others at random between them (StyleGAN-V 3.3).
 
-    `span` n draws the distance uniformly in [frames - 1, n] (the paper); a tuple draws it from that set
+    A `distance` n draws it uniformly in [frames - 1, n] (the paper); a tuple draws it from that set
     (the official code: 2, 4, 8, 16, 32).
     """
 
@@ -227,7 +227,8 @@ class Clip(NamedTuple):
     indices: np.ndarray
     first: bool
     number: int | None
-    """Its place among all clips of the spec, where these can be counted (step 1, stills): the key of `derive`."""
+    """Its place among all clips of the spec, where these can be counted (`ClipPicker.countable`): the key of
+    `derive`."""
 
 
 class ClipPicker:
@@ -273,7 +274,8 @@ class ClipPicker:
 
     @property
     def countable(self) -> bool:
-        """Whether a start says everything about a clip, so that things derived from it can be kept."""
+        """Whether a start says everything about a clip, so that things derived from it can be kept: so it does for
+        a `Step` that is fixed, `Held` and `Still`."""
         mode = self.spec.mode
         return isinstance(mode, Still | Held) or (isinstance(mode, Step) and mode.min == mode.max)
 

@@ -181,7 +181,7 @@ def read_image(source: str | Path | bytes, name: str = "image") -> np.ndarray:
         name = str(source)
         _refuse_unreadable(source)
         source = Path(source).read_bytes()
-    with explained(name, "read"), av.open(io.BytesIO(source), "r") as container:
+    with _container(io.BytesIO(source), name, "picture") as container:
         frame: Any = next(container.decode(_video_stream(container, name)), None)
         if frame is None:
             raise UserError(f"{name} is not a picture")
@@ -204,13 +204,18 @@ def explained(path: str | Path, verb: str) -> Iterator[None]:
 @contextmanager
 def _opened(path: str | Path) -> Iterator[Any]:
     _refuse_unreadable(path)
+    with _container(f"file:{path}", path, "video") as container:
+        yield container
+
+
+@contextmanager
+def _container(source: Any, name: str | Path, what: str) -> Iterator[Any]:
     # "file:" and the white list: a name or a playlist inside the file must not reach anything else.
-    address, options = f"file:{path}", {"protocol_whitelist": "file"}
-    with explained(path, "read"):
-        container = av.open(address, metadata_errors="ignore", container_options=options)
-        with container:
+    options = {"protocol_whitelist": "file"}
+    with explained(name, "read"):
+        with av.open(source, "r", metadata_errors="ignore", container_options=options) as container:
             if container.format.name in NOT_VIDEO:
-                raise UserError(f"{path} is not a video")
+                raise UserError(f"{name} is not a {what}")
             yield container
 
 

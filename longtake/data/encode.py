@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import av
-import av.filter
 import numpy as np
 
 from longtake.data.decode import SCALER, THREADS_FROM, explained
@@ -27,9 +26,8 @@ class VideoWriter:
     """Streams frames, and sound if wanted, into an H.264 mp4; memory does not grow with the length.
 
     The file appears under its name only when the block ends without an error; otherwise nothing is left.
-    Sound may come whole, at construction, or in chunks with the frames. It is trimmed or padded with
-    silence so that it lasts exactly as long as the video. Where 4:2:0 needs even sizes, odd ones are
-    padded by repeating the last row or column.
+    Sound is trimmed or padded with silence so that it lasts exactly as long as the video. Where 4:2:0 needs
+    even sizes, odd ones are padded by repeating the last row or column.
 
     Args:
         path: an .mp4 file; its folder is made.
@@ -66,12 +64,10 @@ class VideoWriter:
     def __enter__(self) -> VideoWriter:
         return self
 
-    def write(self, frames: np.ndarray, audio: np.ndarray | None = None) -> None:
-        """Append uint8 (T, H, W, 3) frames and, if sound comes in chunks, float32 (samples,)."""
+    def write(self, frames: np.ndarray) -> None:
+        """Append uint8 (T, H, W, 3) frames."""
         if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3:
             raise ValueError(f"frames must be uint8 (T, H, W, 3), not {frames.dtype} {frames.shape}")
-        if audio is not None:
-            self._waiting = np.concatenate([self._waiting, audio.astype(np.float32)])
         with explained(self.path, "write"):
             if self.frames == 0 and len(frames):
                 self._open(*frames.shape[1:3])
@@ -165,20 +161,6 @@ def write_audio(path: str | Path, wave: np.ndarray, rate: int) -> None:
         container.mux(stream.encode(None))
 
 
-def write_gif(path: str | Path, frames: Iterable[np.ndarray], fps: float) -> None:
-    """Write uint8 (H, W, 3) frames, or (T, H, W, 3) chunks, as an endless GIF, each frame with its palette."""
-    path, rate, stream = Path(path), _fraction(fps), None
-    with _atomic(path) as partial, av.open(str(partial), "w", format="gif") as container:
-        for frame in _paletted(_singles(frames), rate):
-            if stream is None:
-                stream = container.add_stream("gif", rate=rate)
-                stream.width, stream.height, stream.pix_fmt = frame.width, frame.height, "pal8"
-            container.mux(stream.encode(frame))
-        if stream is None:
-            raise UserError(f"no frames came for {path}, so it was not written")
-        container.mux(stream.encode(None))
-
-
 def write_png(path: str | Path, pixels: np.ndarray) -> None:
     """Write uint8 (H, W, 3) as PNG, atomically."""
     frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
@@ -208,44 +190,3 @@ def _atomic(path: Path) -> Iterator[Path]:
             os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
-
-
-def _singles(frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-    for part in frames:
-        yield from (part if part.ndim == 4 else part[None])
-
-
-def _paletted(frames: Iterable[np.ndarray], rate: Fraction) -> Iterator[Any]:
-    """The frames in 256 colours each, chosen per frame."""
-    graph: Any = None
-    for number, pixels in enumerate(frames):
-        frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
-        frame.pts, frame.time_base = number, 1 / rate
-        graph = graph or _palette_graph(frame)
-        graph.push(frame)
-        yield from _ready(graph)
-    if graph is not None:
-        graph.push(None)
-        yield from _ready(graph)
-
-
-def _ready(graph: Any) -> Iterator[Any]:
-    with suppress(av.BlockingIOError, av.EOFError):
-        while True:
-            yield graph.pull()
-
-
-def _palette_graph(frame: Any) -> Any:
-    graph = av.filter.Graph()
-    source = graph.add_buffer(
-        width=frame.width, height=frame.height, format=frame.format, time_base=frame.time_base
-    )
-    split, palette = graph.add("split"), graph.add("palettegen", "stats_mode=single")
-    use, sink = graph.add("paletteuse", "new=1"), graph.add("buffersink")
-    source.link_to(split)
-    split.link_to(use, 0, 0)
-    split.link_to(palette, 1, 0)
-    palette.link_to(use, 0, 1)
-    use.link_to(sink)
-    graph.configure()
-    return graph

@@ -95,6 +95,9 @@ def _bytes_on_disk(folder: Path) -> int:
 
 def _rejected(folder: Path) -> list[str]:
     file = folder / "rejected.jsonl"
-    rows = [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
+    if not file.is_file():
+        return []
+    with file.open(encoding="utf-8") as opened:  # `splitlines` would also cut names at rare line separators
+        rows = [json.loads(line) for line in opened]
     lines = [_line("skipped", str(len(rows)))] if rows else []
     return lines + [f"{'':14}{row['file']}: {row['reason']}" for row in rows[:LISTED]]

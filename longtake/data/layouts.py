@@ -23,7 +23,7 @@ from itertools import pairwise
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from longtake.data.sources import ArrayMedia, Entry, Item, PictureMedia, VideoMedia, entries
+from longtake.data.sources import ArrayMedia, Entry, Item, PictureMedia, VideoMedia, entries, printable
 from longtake.errors import UserError
 
 LAYOUTS = ("auto", "videos", "classes", "frames", "stills", "mixed")
@@ -45,6 +45,8 @@ class Found:
     ignored: int = 0
     """Files that are neither video nor picture."""
     notes: list[str] = field(default_factory=list)
+    rejected: list[tuple[str, str]] = field(default_factory=list)
+    """(tar shard, why it was left out)"""
 
 
 def find(source: Path, layout: str = "auto", split_lists: Sequence[Path] = ()) -> Found:
@@ -62,7 +64,7 @@ def find(source: Path, layout: str = "auto", split_lists: Sequence[Path] = ()) -
         raise UserError(f"layout {layout!r} is not known; choose one of {', '.join(LAYOUTS)}", code=2)
     if source.suffix.lower() in (".h5", ".hdf5"):
         return Found(_hdf5(source))
-    files = _with_shards(source)
+    files, rejected = _with_shards(source)
     by_kind: dict[str, list[Entry]] = defaultdict(list)
     for entry in files:
         suffix = entry.path.suffix.lower()
@@ -78,7 +80,7 @@ def find(source: Path, layout: str = "auto", split_lists: Sequence[Path] = ()) -
         items = _frames(pictures, labels) if _are_frames(pictures, layout, labels) else _stills(pictures)
         ignored = len(videos) + len(others)
     sidecars = [e for e in others if e.path.suffix.lower() in (".txt", ".json", ".cls")]
-    found = Found(items, ignored)
+    found = Found(items, ignored, rejected=rejected)
     _read_sidecars(found, sidecars)
     _apply_lists(found, [e for e in others if re.fullmatch(r"(train|test)list01\.txt", e.path.name)], split_lists)
     return found
@@ -88,15 +90,35 @@ def _kind(suffix: str) -> str:
     return "video" if VIDEOS.fullmatch(suffix) else "picture" if PICTURES.fullmatch(suffix) else "other"
 
 
-def _with_shards(source: Path) -> list[Entry]:
-    files = entries(source)
-    shards = [e for e in files if e.path.suffix.lower() == ".tar" and e.file is not None]
-    inside = [
-        replace(member, path=shard.path.with_suffix("") / member.path)
-        for shard in shards
-        for member in entries(shard.file or source)
-    ]
-    return [e for e in files if e not in shards] + inside
+def _with_shards(source: Path) -> tuple[list[Entry], list[tuple[str, str]]]:
+    """The files of a source and of the tar shards in it; shards that cannot be taken, with the reason."""
+    files: dict[PurePosixPath, Entry] = {}
+    shards: list[tuple[Entry, Path]] = []
+    for entry in entries(source):
+        if entry.path.suffix.lower() == ".tar" and entry.file is not None:
+            shards.append((entry, entry.file))
+        else:
+            files[entry.path] = entry
+    rejected = []
+    for shard, file in shards:
+        try:
+            inside = _inside(shard, file, files)
+        except UserError as error:
+            rejected.append((shard.path.as_posix(), printable(str(error))))
+        else:
+            files.update(inside)
+    return list(files.values()), rejected
+
+
+def _inside(shard: Entry, file: Path, taken: Iterable[PurePosixPath]) -> dict[PurePosixPath, Entry]:
+    folder = shard.path.with_suffix("")
+    members = [replace(member, path=folder / member.path) for member in entries(file)]
+    inside = {member.path: member for member in members}
+    # A shard that lies beside its own contents, unpacked: each video once, or it could be trained and tested on.
+    twice = min(inside.keys() & taken, default=None)
+    if twice is not None:
+        raise UserError(f"holds {twice}, which is there a second time; remove one of the two, or rename the shard")
+    return inside
 
 
 # --- videos -------------------------------------------------------------------------------------------
@@ -255,11 +277,11 @@ def _read_sidecars(found: Found, sidecars: list[Entry]) -> None:
                 found.notes.append(str(error))
                 continue
             if caption:
-                found.items[i] = replace(found.items[i], captions=((None, None, str(caption)),))
-            if label is not None and str(label).isdigit():
+                found.items[i] = replace(found.items[i], captions=((None, None, printable(str(caption))),))
+            if re.fullmatch(r"\d{1,18}", str(label)):  # longer ones are text: as a number none would be a class
                 numbers[i] = int(label)
             elif label:
-                found.items[i] = replace(found.items[i], label=str(label))
+                found.items[i] = replace(found.items[i], label=printable(str(label)))
     for i, name in _padded(numbers).items():
         found.items[i] = replace(found.items[i], label=name)
 
@@ -287,18 +309,13 @@ def _text(entry: Entry) -> str:
 def _json(entry: Entry) -> Any:
     try:
         return json.loads(entry.content())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{entry.path} is not valid JSON: {error}") from error
 
 
 def _apply_lists(found: Found, inside: Iterable[Entry], given: Sequence[Path]) -> None:
     """Give every video the side an official list names; videos in no list are left out, with a note."""
-    texts = {str(e.path): _text(e) for e in inside}
-    if given:
-        try:
-            texts = {str(path): path.read_text() for path in given}
-        except OSError as error:
-            raise UserError(f"split list {error.filename} cannot be read: {error.strerror}") from error
+    texts = {str(path): _list_text(path) for path in given} or {str(e.path): _text(e) for e in inside}
     if not texts:
         return
     sides: dict[str, str] = {}
@@ -322,6 +339,15 @@ def _apply_lists(found: Found, inside: Iterable[Entry], given: Sequence[Path]) -
     if left_out:
         found.notes.append(f"{left_out} videos are in no split list and were left out")
     found.items = listed
+
+
+def _list_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"split list {path} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"split list {path} is no UTF-8 text; give a text file, one video a line") from error
 
 
 def _list_key(name: str) -> str:

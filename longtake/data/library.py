@@ -17,6 +17,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -98,9 +99,9 @@ class Library:
                 f"make one with: longtake data prepare {self.path} -o LIBRARY --size 64"
             )
         try:
-            raw = json.loads(header.read_text())
+            raw = json.loads(header.read_text(encoding="utf-8"))
             newer = raw.get("format", 0) > FORMAT
-            lines = (self.path / "index.jsonl").read_text().splitlines()
+            lines = (self.path / "index.jsonl").read_text(encoding="utf-8").splitlines()
             self.rows = [] if newer else [Row.from_json(line) for line in lines]
             root = self.path.resolve()
             for file in (f for row in self.rows for f in (row.file, row.audio, row.states) if f):
@@ -154,20 +155,40 @@ class LibraryWriter:
 
     Use as a context manager; nothing is left behind if the block fails. Media go to the paths that
     `media(kind, id)` names, rows through `add`.
+
+    Raises:
+        UserError: at once, if the folder is not empty or cannot be made.
     """
 
     def __init__(self, path: str | Path, size: tuple[int, int], fps: float, **header):
         self.path = Path(path)
-        if self.path.exists() and any(self.path.iterdir() if self.path.is_dir() else [self.path]):
-            raise UserError(f"{self.path} exists already and is not empty; choose another folder or remove it")
         self.header = Header(size=size, fps=fps, **header)
         self.rows: list[Row] = []
-        self.folder = self.path.with_name(f".{self.path.name}.partial")
+        with self._explained():
+            if self.path.is_symlink() or not self.path.name:  # a folder can be moved to neither `link` nor `.`
+                self.path = Path(os.path.realpath(self.path))
+            if self.path.exists() and any(self.path.iterdir() if self.path.is_dir() else [self.path]):
+                raise UserError(f"{self.path} exists already and is not empty; choose another folder or remove it")
+            self.folder = self.path.with_name(f".{self.path.name}.partial")
+            missing = [place for place in (self.folder, *self.folder.parents) if not place.exists()]
+            self.folder.mkdir(parents=True, exist_ok=True)  # only to see that it can be, before hours of work
+            for place in missing:
+                with suppress(OSError):  # another command may have put something there
+                    place.rmdir()
 
     def __enter__(self) -> LibraryWriter:
-        shutil.rmtree(self.folder, ignore_errors=True)
-        self.folder.mkdir(parents=True)
+        with self._explained():
+            shutil.rmtree(self.folder, ignore_errors=True)
+            self.folder.mkdir(parents=True)
         return self
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            why = error.strerror or error
+            raise UserError(f"the library {self.path} cannot be written ({why}); choose another folder") from error
 
     def media(self, kind: str, id: str) -> Path:
         """Where a row's `video`, `audio` or `states` file belongs."""
@@ -194,8 +215,9 @@ class LibraryWriter:
             raise UserError(f"nothing to write to {self.path}: no video was accepted")
         rows = sorted(self.rows, key=lambda row: row.id)
         header = self._complete(rows)
-        (self.folder / "index.jsonl").write_text("".join(row.to_json() + "\n" for row in rows))
-        (self.folder / "library.json").write_text(json.dumps(asdict(header), indent=1) + "\n")
+        index = "".join(row.to_json() + "\n" for row in rows)
+        (self.folder / "index.jsonl").write_text(index, encoding="utf-8")
+        (self.folder / "library.json").write_text(json.dumps(asdict(header), indent=1) + "\n", encoding="utf-8")
         if self.path.exists():
             self.path.rmdir()
         os.replace(self.folder, self.path)

@@ -25,7 +25,7 @@ import numpy as np
 
 from longtake.data import layouts, video
 from longtake.data.library import LibraryWriter, Row
-from longtake.data.sources import Facts, Item
+from longtake.data.sources import Facts, Item, printable
 from longtake.errors import UserError
 
 SOUND_RATE = 16000
@@ -57,7 +57,7 @@ class Report:
         lines = [f"{self.accepted} videos in {self.library}, {len(self.rejected)} skipped"]
         lines += [f"  skipped {name}: {reason}" for name, reason in self.rejected]
         lines += [f"  {self.ignored} files of other kinds were ignored"] if self.ignored else []
-        return "\n".join(lines + [f"  note: {note}" for note in self.notes])
+        return printable("\n".join(lines + [f"  note: {note}" for note in self.notes]))
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,8 @@ def prepare(
         min_frames: shorter videos are left out (stills are not).
         workers: threads; the result does not depend on their number.
         layout: see `layouts.find`.
-        progress: called with (videos done, videos in all, name), from other threads, one call at a time.
+        progress: called with (videos done, videos in all, name), from other threads, one call at a time. All are
+            looked at before the first is written; one that is only looked at counts half.
 
     Raises:
         UserError: nothing can be used, frame rates differ and no `fps` says which to take, or an argument
@@ -119,10 +120,11 @@ def prepare(
     _check_arguments(size, fps, test_fraction)
     writer = LibraryWriter(output, size, fps or 0.0)
     found = layouts.find(source, layout, [Path(path) for path in split_lists or ()])
-    report = Report(output, ignored=found.ignored, notes=found.notes)
+    report = Report(output, rejected=found.rejected, ignored=found.ignored, notes=found.notes)
     items = _with_captions(found.items, Path(captions), report) if captions is not None else found.items
     workers = workers or min(8, os.cpu_count() or 1)
-    surveyed = _run(lambda item: _survey(item, fps, min_frames), items, workers, report, None)
+    halves = progress and (lambda done, name: progress(done // 2, len(items), name))
+    surveyed = _run(lambda item: _survey(item, fps, min_frames), items, workers, report, halves)
     if not surveyed:
         raise _nothing(source, report)
     fps = fps or _shared_rate(surveyed, source, report)
@@ -138,7 +140,8 @@ def prepare(
             [item for item, _ in surveyed],
             workers,
             report,
-            progress,
+            halves,
+            2 * len(items) - len(surveyed),
         )
         if not done:
             raise _nothing(source, report)
@@ -150,7 +153,7 @@ def prepare(
             report.notes.append("there is no test split: the videos belong to too few groups (see --split-by)")
         report.rejected.sort()
         lines = [json.dumps({"file": f, "reason": r}, ensure_ascii=False) for f, r in report.rejected]
-        (writer.folder / "rejected.jsonl").write_text("".join(line + "\n" for line in lines))
+        (writer.folder / "rejected.jsonl").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     return report
 
 
@@ -176,10 +179,18 @@ def _nothing(source: Path, report: Report) -> UserError:
 
 
 def _run(
-    work: Callable[[Item], R], items: Sequence[Item], workers: int, report: Report, progress: Progress | None
+    work: Callable[[Item], R],
+    items: Sequence[Item],
+    workers: int,
+    report: Report,
+    progress: Callable[[int, str], None] | None,
+    done: int = 0,
 ) -> list[tuple[Item, R]]:
-    """Do `work` on every item in threads (codecs release the GIL); refusals go to the report."""
-    done, counting = 0, threading.Lock()
+    """Do `work` on every item in threads (codecs release the GIL); refusals go to the report.
+
+    `progress` is called with (`done` and how many items since, name).
+    """
+    counting = threading.Lock()
 
     def one(item: Item) -> tuple[Item, R | UserError]:
         nonlocal done
@@ -192,7 +203,7 @@ def _run(
         with counting:
             done += 1
             if progress is not None:
-                progress(done, len(items), item.name)
+                progress(done, item.name)
         return item, result
 
     kept = []
@@ -200,7 +211,7 @@ def _run(
         try:
             for item, result in pool.map(one, items):
                 if isinstance(result, UserError):
-                    report.rejected.append((item.name, str(result)))
+                    report.rejected.append((item.name, printable(str(result))))
                 else:
                     kept.append((item, result))
         except BaseException:
@@ -257,7 +268,7 @@ def _write(item: Item, facts: Facts, id: str, plan: _Plan, writer: LibraryWriter
             heard = item.media.sound(rate)[: len(wave)]
             wave[: len(heard)] = heard
             video.write_audio(sound, wave, rate)
-    except UserError:
+    except BaseException:  # nothing may lie in the library that has no row
         target.unlink(missing_ok=True)
         raise
     seconds = frames / plan.fps
@@ -342,7 +353,7 @@ def _ids(names: Iterable[str]) -> dict[str, str]:
 
 def _hashed(name: str, id: str) -> str:
     start = id.encode()[:80].decode(errors="ignore")
-    return f"{start or 'video'}-{hashlib.sha256(name.encode(errors='surrogateescape')).hexdigest()[:8]}"
+    return f"{start or 'video'}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
 # --- captions -----------------------------------------------------------------------------------------

@@ -7,10 +7,13 @@ point nowhere. A `Media` gives the frames of one video, whatever holds them.
 
 from __future__ import annotations
 
+import lzma
 import os
+import struct
 import tarfile
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -22,10 +25,24 @@ import numpy as np
 from longtake.data import video
 from longtake.errors import UserError
 
+DAMAGED = (
+    *(OSError, EOFError, ValueError, RuntimeError),  # of these, text that is no UTF-8 and unknown methods are kinds
+    *(tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error),
+)
+"""What the standard library raises on archives and members that are damaged, cut short or locked."""
+
+
+def printable(text: str) -> str:
+    """Text that can be written anywhere: bytes of a file name that are no UTF-8 become `\\udc..`."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
 
 @dataclass(frozen=True)
 class Entry:
-    """One file: its path within the source, how to read it, and where it lies if it is a plain file."""
+    """One file: its path within the source, how to read it, and where it lies if it is a plain file.
+
+    The path is relative and printable: what is made of it (names, classes, groups) can be written to any file.
+    """
 
     path: PurePosixPath
     read: Callable[[], bytes]
@@ -35,12 +52,18 @@ class Entry:
         """The bytes, or a `UserError` that names the file."""
         try:
             return self.read()
-        except (OSError, RuntimeError, zipfile.BadZipFile, EOFError, NotImplementedError) as error:
+        except DAMAGED as error:
             raise UserError(f"{self.path} cannot be read: {error}") from error
 
 
 def entries(source: Path) -> list[Entry]:
-    """All files of a folder, a zip, a tar, or the one file itself, by path; hidden ones are left out."""
+    """All files of a folder, a zip, a tar, or the one file itself, by path; hidden ones are left out.
+
+    Of members of one path the last counts: that is how an archive is brought up to date (`tar -r`).
+
+    Raises:
+        UserError: there is no such source, or it is an archive that is damaged or of another kind.
+    """
     if source.is_dir():
         found = list(_folder(source))
     elif source.suffix.lower() == ".zip":
@@ -50,16 +73,21 @@ def entries(source: Path) -> list[Entry]:
     elif source.name.lower().endswith((".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".7z", ".rar")):
         raise UserError(f"{source} is compressed and cannot be read in any order; unpack it to a folder first")
     elif source.is_file():
-        found = [_plain(source, PurePosixPath(source.name))]
+        found = [_plain(source, source.name)]
     else:
         raise UserError(f"{source} does not exist; give a folder, a zip, a tar or a video")
     hidden = ("__MACOSX", ".")
-    shown = [e for e in found if not any(part.startswith(hidden) for part in e.path.parts)]
-    return sorted(shown, key=lambda entry: entry.path.as_posix())
+    shown = {e.path: e for e in found if not any(part.startswith(hidden) for part in e.path.parts)}
+    return sorted(shown.values(), key=lambda entry: entry.path.as_posix())
 
 
-def _plain(file: Path, path: PurePosixPath) -> Entry:
-    return Entry(path, file.read_bytes, file)
+def _plain(file: Path, path: str) -> Entry:
+    return Entry(_path(path), file.read_bytes, file)
+
+
+def _path(name: str) -> PurePosixPath:
+    """Within the source, also where an archive calls its members `/a.mp4`."""
+    return PurePosixPath(printable(name).lstrip("/"))
 
 
 def _folder(source: Path) -> Iterator[Entry]:
@@ -72,17 +100,17 @@ def _folder(source: Path) -> Iterator[Entry]:
         seen.add(real)
         for name in files:
             file = Path(place) / name
-            yield _plain(file, PurePosixPath(file.relative_to(source).as_posix()))
+            yield _plain(file, file.relative_to(source).as_posix())
 
 
 def _zip(source: Path) -> Iterator[Entry]:
     try:
         archive = zipfile.ZipFile(source)
-    except (zipfile.BadZipFile, OSError) as error:
+    except DAMAGED as error:
         raise UserError(f"{source} is not a readable zip: {error}") from error
     for member in archive.infolist():
         if not member.is_dir():
-            yield Entry(PurePosixPath(member.filename), lambda m=member: archive.read(m))
+            yield Entry(_path(member.filename), lambda m=member: archive.read(m))
 
 
 def _tar(source: Path) -> Iterator[Entry]:
@@ -96,9 +124,8 @@ def _tar(source: Path) -> Iterator[Entry]:
             for member in archive:
                 if member.isfile():
                     start, size = member.offset_data, member.size
-                    path = PurePosixPath(member.name)
-                    yield Entry(path, lambda start=start, size=size: read(start, size))
-    except (tarfile.TarError, OSError) as error:
+                    yield Entry(_path(member.name), lambda start=start, size=size: read(start, size))
+    except DAMAGED as error:
         raise UserError(f"{source} is not a readable tar: {error}") from error
 
 

@@ -5,7 +5,7 @@ file is a `UserError` that names the file and the reason, and no half-written fi
 """
 
 from longtake.data.decode import VideoInfo, iterate, iterate_timed, probe, read_audio, read_frames, read_image
-from longtake.data.encode import VideoWriter, write_audio, write_gif, write_png, write_video
+from longtake.data.encode import VideoWriter, write_audio, write_png, write_video
 from longtake.data.pixels import contact_sheet, resize
 
 __all__ = [
@@ -20,7 +20,6 @@ __all__ = [
     "read_image",
     "resize",
     "write_audio",
-    "write_gif",
     "write_png",
     "write_video",
 ]

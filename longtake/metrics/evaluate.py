@@ -34,16 +34,30 @@ from longtake.metrics.cuts import CutDetector
 from longtake.metrics.extractors.base import Extractor
 from longtake.metrics.protocol import FIRST_16, Protocol
 from longtake.metrics.queue import FeatureQueue
-from longtake.metrics.real import check_size, real_clips, real_features, real_motion, real_rows
+from longtake.metrics.real import (
+    check_rate,
+    check_size,
+    real_clips,
+    real_counts,
+    real_features,
+    real_motion,
+    real_rows,
+)
 from longtake.metrics.records import Record, StoredRecord, VideoMeter, kinds_within, usable, write_record
 from longtake.metrics.result import Result
 from longtake.metrics.sources import Source
 from longtake.metrics.text import ClipScorer, spread_frames
 from longtake.nn.perceptual import PerceptualDistance
+from longtake.systems.folder import weights_hash
 
 Progress = Callable[[int, int], None]
 SHOTS = 16
-NEIGHBOURS: dict[str, Any] = {"real_split": "train", "real_videos": 512, "clips": (FIRST_16,)}
+NEIGHBOURS: dict[str, Any] = {
+    "real_split": "train",
+    "real_videos": 512,
+    "real_choice": "spread",
+    "clips": (FIRST_16,),
+}
 """Among which training clips the nearest is looked for."""
 
 
@@ -89,9 +103,10 @@ def evaluate(
         The result; None in all processes but the first.
 
     Raises:
-        UserError: too few or too short videos, unfitting sizes, a folder of another evaluation.
+        UserError: too few or too short videos, unfitting sizes or rates, a folder of another evaluation.
     """
     check_size(library, source.size)
+    check_rate(library, source.fps)
     check_counts(source, library, protocol, extractors)
     own = own or OwnWeights()
     _check_texts(source, own.clip)
@@ -112,7 +127,7 @@ def evaluate(
     if own.clip is not None:
         figures |= summary.text_match(own.clip.name, records)
     if own.lpips is not None:
-        figures |= summary.perceptual(own.lpips, records)
+        figures |= summary.perceptual(perceptual_identity(own.lpips)["name"], own.lpips, records)
     if own.cuts is not None:
         more, lines = summary.shot_cuts(own.cuts.name, records, source.seam_period, source.seam_first)
         figures |= more
@@ -154,13 +169,28 @@ def check_counts(source: Source, library: Library, protocol: Protocol, extractor
 def _check_texts(source: Source, scorer: ClipScorer | None) -> None:
     if scorer is None:
         return
+    shown = spread_frames(source.frames, SHOTS)
     for number in range(source.count):
-        if source.text(number, 0) is None:
+        if all(source.text(number, frame) is None for frame in shown):
             raise UserError(
                 f"video {number} has no text to be compared with; leave --clip out, use a model that takes "
                 "prompts, or put a captions.csv (columns file, text) beside the videos",
                 code=2,
             )
+
+
+def perceptual_identity(distance: PerceptualDistance) -> dict[str, str]:
+    """Name and hash of the network that compares two frames. The name, which stands in the figure's, holds the kind
+    of network and part of the hash, so that no two networks share a figure."""
+    digest = weights_hash(distance.state_dict())
+    scale = f"-x{distance.scale:g}" if distance.scale != 1 else ""
+    return {"name": f"{type(distance.features).__name__.lower()}-{digest[:8]}{scale}", "hash": digest}
+
+
+def _real_counts(source: Source, library: Library, protocol: Protocol) -> dict[str, dict[str, int]]:
+    """Videos and clips on the real side, by kind of clip."""
+    counts = {k.name: real_counts(library, protocol, k) for k in kinds_within(protocol, source.frames)}
+    return {name: {"videos": videos, "clips": clips} for name, (videos, clips) in counts.items()}
 
 
 def _protocol(source, library, protocol: Protocol, extractors, own, seed: int) -> dict[str, Any]:
@@ -174,12 +204,15 @@ def _protocol(source, library, protocol: Protocol, extractors, own, seed: int) -
                 "fps": source.fps,
                 "size": list(source.size),
                 "library": library.hash,
+                "library_fps": library.fps,
                 "library_split": {name: len(library.split(name)) for name in ("train", "test")},
+                "real_counts": _real_counts(source, library, protocol),
                 "real_seed": seed,
                 "real_resize": "antialiased bilinear to the size of the videos",
                 "seam_period": source.seam_period,
                 "seam_first": source.seam_first,
                 "samples_a_condition": source.per_condition,
+                "lpips": perceptual_identity(own.lpips) if own.lpips is not None else None,
                 "text": {"name": own.clip.name, "hash": own.clip.hash, "frames": SHOTS} if own.clip else None,
                 "cuts": {"name": own.cuts.name, "hash": own.cuts.hash} if own.cuts else None,
                 "extractors": [
@@ -280,7 +313,7 @@ def _summarise(source, library, protocol, extractors, records: Sequence[Record],
     rows = library.split("test") or library.split("train")
     meters = real_motion(library, rows, source.size, source.frames)
     moving = [{"differences": m.differences[0], "signature": m.signature[0]} for m in meters if m.parts]
-    more, lines = summary.over_time(records, moving, source.seam_period, source.seam_first)
+    more, lines = summary.over_time(records, moving, source.seam_period, source.seam_first, source.given)
     return figures | more, curves | lines
 
 

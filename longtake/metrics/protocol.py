@@ -49,9 +49,12 @@ class Protocol:
     fake_videos: int
     """Generated videos, unless the user says otherwise."""
     real_videos: int
-    """At most so many real videos, in the library's order; shorter ones than the clip are left out."""
+    """At most so many real videos of those that are as long as the clip."""
     real_split: Literal["train", "test", "all"]
     """Where the real videos of the distances come from. Conditions always come from the test split."""
+    real_choice: Literal["spread", "first"] = "spread"
+    """Which, where there are more: evenly spread over the library's order, which is that of names and so often of
+    classes, or the first ones."""
     real_start: Literal["first", "random", "spread"] = "random"
     """Where a real clip starts: at the first frame, at a random one (seeded), or `clips_a_video` evenly spread."""
     clips_a_video: int = 1
@@ -64,10 +67,9 @@ class Protocol:
     """Frames of the windows of all curves over time."""
     splits: int = 10
     """Of the inception score."""
-    subsets: tuple[int, int] = (100, 1000)
-    """Number and largest size of the subsets that give kernel distances their spread."""
     bootstrap: int = 100
-    """Resamples of the videos behind an interval; 0 gives none."""
+    """Resamples of the videos behind the interval of a Frechet distance or an inception score; kernel distances,
+    means and medians cost less and take 1,000. 0: no intervals of distances and of inception scores."""
     least_videos: int = 16
     """Fewer videos than this, real or generated, are refused."""
     trusted_videos: int = 2048
@@ -80,8 +82,9 @@ PROTOCOLS = {
         Protocol(
             name="longtake-1",
             source=(
-                "ours: test split only, evenly spread real clips, unbiased covariance, intervals by bootstrap, and "
-                "an estimate of the bias by extrapolating over the number of generated videos, as FID-infinity does"
+                "ours: test split only, evenly spread real clips, unbiased covariance, intervals by bootstrap, "
+                "and, where generated videos are many, an estimate of the bias by extrapolating over their "
+                "number, as FID-infinity does"
             ),
             clips=(FIRST_16, FIRST_128, SUBSAMPLED_128),
             frames=1024,
@@ -95,14 +98,16 @@ PROTOCOLS = {
             name="stylegan-v",
             source=(
                 "StyleGAN-V (Skorokhodov et al., CVPR 2022): fvd2048_16f, fvd2048_128f, fvd2048_128f_subsample8f; "
-                "training videos, one random clip each, biased covariance, frames cut to bytes. Its random starts "
-                "have no fixed seed, ours have"
+                "training videos, one random clip each, biased covariance, frames cut to bytes. Its code takes the "
+                "first videos by name that are long enough, so do we; its random starts have no fixed seed, ours "
+                "have"
             ),
             clips=(FIRST_16, FIRST_128, SUBSAMPLED_128),
             frames=128,
             fake_videos=2048,
             real_videos=2048,
             real_split="train",
+            real_choice="first",
             covariance="biased",
             to_bytes="truncate",
         ),
@@ -135,8 +140,9 @@ PROTOCOLS = {
         Protocol(
             name="loong-long",
             source=(
-                "Loong (Wang et al., 2024), section 4.2: long videos (27 s) with the captions of the longest "
-                "held-out ones; the paper does not say how clips are drawn: ours are the first 16 and 128 frames"
+                "Loong (Wang et al., 2024), section 4.2: long videos (27 s) with captions of held-out ones. The "
+                "paper takes the longest, ours are evenly spread over the test split; it does not say how clips "
+                "are drawn: ours are the first 16 and 128 frames"
             ),
             clips=(FIRST_16, FIRST_128),
             frames=173,

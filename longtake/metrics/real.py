@@ -20,16 +20,30 @@ from longtake.metrics.queue import FeatureQueue, Slot, gather
 from longtake.metrics.records import Record, StoredRecord, usable, write_record
 from longtake.rollout.rng import Rng
 
-COHERENT = 64
-"""Real videos of which every window is looked at, for the curves over time and for motion."""
+MOVING = 64
+"""Real videos whose motion is measured."""
+RATE_TOLERANCE = 0.01
+"""Share by which frame rates may differ: files round theirs, and 29.97 is as good as 30."""
 Progress = Callable[[int, int], None]
 
 
 def real_rows(library: Library, protocol: Protocol, least: int) -> list[int]:
-    """Rows of the real videos of a protocol that have at least so many frames."""
+    """Rows of the real videos of a protocol for clips of `least` frames: of those that are long enough, at most as
+    many as the protocol takes."""
+    rows = _long_enough(library, protocol, least)
+    first = protocol.real_choice == "first"
+    return rows[: protocol.real_videos] if first else spread(rows, protocol.real_videos)
+
+
+def _long_enough(library: Library, protocol: Protocol, least: int) -> list[int]:
     splits = ("train", "test") if protocol.real_split == "all" else (protocol.real_split,)
-    rows = [i for split in splits for i in library.split(split) if library.rows[i].frames >= least]
-    return rows[: protocol.real_videos]
+    return [i for split in splits for i in library.split(split) if library.rows[i].frames >= least]
+
+
+def spread(rows: list[int], most: int) -> list[int]:
+    """At most so many of some rows, evenly spread; a library is in the order of names, so that its first rows would
+    be its first classes."""
+    return rows if len(rows) <= most else [rows[i * len(rows) // most] for i in range(most)]
 
 
 def starts(protocol: Protocol, kind: ClipKind, length: int, row: int, seed: int) -> list[int]:
@@ -46,8 +60,13 @@ def starts(protocol: Protocol, kind: ClipKind, length: int, row: int, seed: int)
 
 def real_clips(library: Library, protocol: Protocol, kind: ClipKind) -> int:
     """How many real clips of a kind a protocol draws."""
+    return real_counts(library, protocol, kind)[1]
+
+
+def real_counts(library: Library, protocol: Protocol, kind: ClipKind) -> tuple[int, int]:
+    """How many real videos clips of a kind are drawn from, and how many clips."""
     rows = real_rows(library, protocol, kind.span)
-    return sum(len(starts(protocol, kind, library.rows[row].frames, row, 0)) for row in rows)
+    return len(rows), sum(len(starts(protocol, kind, library.rows[row].frames, row, 0)) for row in rows)
 
 
 def real_features(
@@ -66,24 +85,24 @@ def real_features(
         protocol: which clips.
         extractor: of clips, or of single frames.
         size: (height, width) of the model's frames; larger real ones are resized to it.
-        frames: length of the videos they are compared with: real windows beyond it are left out.
+        frames: length of the videos they are compared with: longer kinds of clips are left out.
         seed: of random starts.
         progress: called with (videos done, videos).
 
     Returns:
-        `clip/<kind>` (N, D) with `of/<kind>` (N,) row numbers; `windows` (W, D), `classes` (W, K), `of/windows`;
-        `frames` (N, D) for extractors of single frames. Kept in the library's cache folder.
+        `clip/<kind>` (N, D) with `of/<kind>` (N,) row numbers, or `frames` (N, D) with `of/frames` for extractors
+        of single frames. Kept in the library's cache folder.
     """
     key = {
         "library": library.hash,
-        "split": [protocol.real_split, protocol.real_videos, protocol.real_start, protocol.clips_a_video],
+        "split": [protocol.real_split, protocol.real_videos, protocol.real_choice],
+        "starts": [protocol.real_start, protocol.clips_a_video],
         "clips": [[k.name, k.frames, k.stride] for k in protocol.clips],
-        "window": protocol.window,
         "extractor": [extractor.name, extractor.hash, extractor.preprocessing],
         "size": size,
         "frames": frames,
         "seed": seed,
-        "version": 1,
+        "version": 2,
     }
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
     path = library.path / "cache" / f"real-{digest[:16]}.npz"
@@ -104,40 +123,30 @@ def _keep(path: Path, found: Record) -> None:
 
 
 def _compute(library, protocol, extractor, size, frames, seed, progress) -> Record:
-    rows = real_rows(library, protocol, protocol.window)
     single = extractor.most == 1
+    kinds = [k for k in (protocol.clips[:1] if single else protocol.clips) if k.span <= frames]
+    kinds = [k for k in kinds if single or usable(extractor, k.frames)]
+    # A kind has videos of its own: those that are long enough for it are counted, then not all of them are taken.
+    chosen = [(kind, set(real_rows(library, protocol, kind.span))) for kind in kinds]
+    rows = [row for row in _long_enough(library, protocol, 1) if any(row in own for _, own in chosen)]
     slots: dict[str, list[Slot]] = {}
     of: dict[str, list[int]] = {}
     with FeatureQueue(extractor) as queue:
-
-        def put(key: str, row: int, indices: range) -> None:
-            clip = clip_of(library, row, indices, size)
-            for part in [frame[None] for frame in clip] if single else [clip]:
-                slots.setdefault(key, []).append(queue.put(part))
-                of.setdefault(key, []).append(row)
-
         for number, row in enumerate(rows):
-            length = library.rows[row].frames
-            for kind in protocol.clips:
-                wanted = kind.span <= frames and (single or usable(extractor, kind.frames))
-                if kind.span > length or not wanted or (single and kind is not protocol.clips[0]):
-                    continue
-                for start in starts(protocol, kind, length, row, seed):
-                    key = "frames" if single else f"clip/{kind.name}"
-                    put(key, row, range(start, start + kind.span, kind.stride))
-            if number < COHERENT and not single and usable(extractor, protocol.window):
-                for start in range(0, min(length, frames) - protocol.window + 1, protocol.window):
-                    put("windows", row, range(start, start + protocol.window))
+            for kind in [kind for kind, own in chosen if row in own]:
+                key = "frames" if single else f"clip/{kind.name}"
+                for start in starts(protocol, kind, library.rows[row].frames, row, seed):
+                    clip = clip_of(library, row, range(start, start + kind.span, kind.stride), size)
+                    for part in [frame[None] for frame in clip] if single else [clip]:
+                        slots.setdefault(key, []).append(queue.put(part))
+                        of.setdefault(key, []).append(row)
             if progress:
                 progress(number + 1, len(rows))
         queue.flush()
     found: dict[str, np.ndarray] = {}
     for key, filled in slots.items():
-        features = gather(filled)
-        found[key] = features.features
+        found[key] = gather(filled).features
         found[f"of/{key.removeprefix('clip/')}"] = np.array(of[key])
-        if key == "windows" and features.probabilities is not None:
-            found["classes"] = features.probabilities
     return found
 
 
@@ -161,10 +170,25 @@ def check_size(library: Library, size: tuple[int, int]) -> None:
         )
 
 
+def check_rate(library: Library, fps: float) -> None:
+    """Videos must have as many frames a second as the library they are compared with, within a percent.
+
+    Raises:
+        UserError: they have not.
+    """
+    if abs(fps / library.fps - 1) > RATE_TOLERANCE:
+        raise UserError(
+            f"the videos have {fps:g} frames a second and {library.path} has {library.fps:g}, so neither their "
+            f"clips nor their motion can be compared; prepare the library with --fps {fps:g}, or make videos with "
+            f"--fps {library.fps:g}, which continuous-time systems can, and measure their folder",
+            code=2,
+        )
+
+
 def real_motion(library: Library, rows: list[int], size: tuple[int, int], frames: int) -> list[MotionMeter]:
-    """Motion of real videos, cut to `frames`."""
+    """Motion of real videos, at most `MOVING` evenly spread ones, cut to `frames`."""
     meters = []
-    for row in rows[:COHERENT]:
+    for row in spread(rows, MOVING):
         meter, length = MotionMeter(), min(library.rows[row].frames, frames)
         for start in range(0, length, 256):
             clip = clip_of(library, row, range(start, min(start + 256, length)), size)

@@ -17,7 +17,8 @@ class Figure:
 
     value: float
     interval: tuple[float, float] | None
-    """95 % bootstrap interval over videos; None where it means nothing."""
+    """95 % bootstrap interval over videos: the middle 95 % of the resamples, or, of Frechet distances and inception
+    scores, whose resamples are biased, 1.96 of their deviations around the value. None where it is not taken."""
     unit: str
     samples: int
     """Videos it was measured on."""

@@ -16,6 +16,19 @@ def joins(period: int, first: int | None, count: int) -> np.ndarray:
     return np.arange((first or period) - 1, count, period)
 
 
+def first_join(period: int, first: int | None, given: int) -> int:
+    """The frame at which the first piece begins after `given` frames that are left out, counted from the first
+    frame that is kept: 1 or more. Pieces are taken to begin where they would if nothing were given; one that begins
+    right after the given frames has no difference to be seen at its join.
+
+    Args:
+        period, first: as in `joins`, counted from the first frame of the whole video.
+        given: so many frames at the beginning are left out.
+    """
+    at = (first or period) - given
+    return at if at > 0 else period - (-at) % period
+
+
 def seam_ratio(differences: np.ndarray, period: int, first: int | None = None) -> float:
     """Mean frame difference across joins, of the mean of its neighbourhood without joins; 1 means no seam.
 

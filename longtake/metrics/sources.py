@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import tempfile
 import weakref
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,7 +20,9 @@ from longtake.data import video
 from longtake.data.library import Library, Row
 from longtake.data.prepare import read_captions
 from longtake.errors import UserError
-from longtake.metrics.real import clip_of
+from longtake.metrics.extractors.base import file_hash
+from longtake.metrics.real import RATE_TOLERANCE, clip_of
+from longtake.metrics.seam import first_join
 from longtake.story import Entry, Story
 from longtake.systems.base import System
 from longtake.systems.folder import inference_state, weights_hash
@@ -37,7 +41,9 @@ class Source(Protocol):
     seam_period: int | None
     """Frames between the places where pieces were joined, None where that is unknown."""
     seam_first: int | None
-    """The first of these places, None: `seam_period`."""
+    """The first of these places, counted from the first measured frame; None: `seam_period`."""
+    given: int
+    """Frames at the beginning of each video that are not measured, because they were given."""
     per_condition: int
     """So many successive videos are samples of one condition."""
 
@@ -112,6 +118,8 @@ class ModelSource:
             folder = Path(tempfile.mkdtemp(prefix="longtake-given-"))
             weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
             rows = self._givers(rows, given, folder, seed)
+        if self.given and self.seam_period:  # what is measured begins after the given frames
+            self.seam_first = first_join(self.seam_period, self.seam_first, self.given)
         conditions = count // per_condition
         self.rows = [rows[i // per_condition * len(rows) // conditions] for i in range(count)]
         if given:
@@ -190,8 +198,9 @@ class ModelSource:
         return clip_of(self.library, self.rows[number], range(begin, begin + count), self.size)
 
     def text(self, number: int, frame: int) -> str | None:
+        """The prompt in force, None where there is none or it is silent, between two captions."""
         found = self.stories[number].at("prompt", self.given + frame)
-        return found[0] if found else None
+        return found[0] or None if found else None
 
 
 def _check_division(count: int, per_condition: int) -> None:
@@ -227,7 +236,16 @@ def _prompts(item: Row, seconds: float) -> list[Entry]:
 
 
 def as_bytes(one: Tensor, how: str) -> np.ndarray:
-    """Float (3, T, H, W) in [-1, 1] -> uint8 (T, H, W, 3), rounded, or cut off as StyleGAN-V does."""
+    """Float (3, T, H, W) in [-1, 1] -> uint8 (T, H, W, 3), rounded, or cut off as StyleGAN-V does.
+
+    Raises:
+        UserError: values that are not numbers, which would turn into black pixels.
+    """
+    if one.isnan().any():
+        raise UserError(
+            "the model made frames that are not numbers (NaN), so there is nothing to measure; its weights are "
+            "damaged, its training diverged, or its precision is too low"
+        )
     scaled = one.float() * 127.5 + (127.5 if how == "round" else 128)
     scaled = scaled.round() if how == "round" else scaled
     return scaled.clamp(0, 255).to(torch.uint8).permute(1, 2, 3, 0).contiguous().numpy()
@@ -261,8 +279,11 @@ class FolderSource:
     videos should show.
 
     Raises:
-        UserError: no videos, one that is too short or of another size (it is named).
+        UserError: no videos, one that is too short or of another size or frame rate (it is named).
     """
+
+    given = 0
+    """Whatever its makers were given is in the files, and measured."""
 
     def __init__(
         self,
@@ -280,13 +301,7 @@ class FolderSource:
         self.count = len(self.files)
         _check_division(self.count, per_condition)
         infos = [video.probe(file) for file in self.files]
-        sizes = {(i.height, i.width) for i in infos}
-        if len(sizes) > 1:
-            odd = next(
-                f for f, i in zip(self.files, infos, strict=True) if (i.height, i.width) != self._size(infos)
-            )
-            shown = ", ".join(f"{h}x{w}" for h, w in sorted(sizes))
-            raise UserError(f"the videos in {folder} have different sizes ({shown}), for example {odd.name}")
+        self._check_alike(infos)
         shortest = min(range(self.count), key=lambda i: infos[i].frames)
         self.frames = frames or min(most, infos[shortest].frames)
         if infos[shortest].frames < self.frames:
@@ -297,6 +312,21 @@ class FolderSource:
         self.real = self._real(real) if real else None
         captions = folder / "captions.csv"
         self.captions = read_captions(captions) if captions.is_file() else {}
+
+    def _check_alike(self, infos: list[video.VideoInfo]) -> None:
+        """All of one size and, as far as files can tell it, one rate."""
+        sizes, rate = [(i.height, i.width) for i in infos], infos[0].fps
+        if len(set(sizes)) > 1:
+            odd = next(f for f, size in zip(self.files, sizes, strict=True) if size != sizes[0])
+            shown = ", ".join(f"{h}x{w}" for h, w in sorted(set(sizes)))
+            raise UserError(f"the videos in {self.folder} have different sizes ({shown}), for example {odd.name}")
+        for file, info in zip(self.files, infos, strict=True):
+            if abs(info.fps / rate - 1) > RATE_TOLERANCE:
+                raise UserError(
+                    f"the videos in {self.folder} have different frame rates: {self.files[0].name} {rate:g} and "
+                    f"{file.name} {info.fps:g} a second; measure those of one rate",
+                    code=2,
+                )
 
     def _real(self, folder: Path) -> list[Path]:
         files = _videos(folder)
@@ -310,17 +340,28 @@ class FolderSource:
                 have = f"{info.frames} frames of {info.height}x{info.width}"
                 wanted = f"{self.frames} of {self.size[0]}x{self.size[1]}"
                 raise UserError(f"{file} has {have}, it must have {wanted} to be compared with")
+            if abs(info.fps / self.fps - 1) > RATE_TOLERANCE:
+                rates = f"{info.fps:g} frames a second and the videos have {self.fps:g}"
+                raise UserError(f"{file} has {rates}; a reference needs the same rate", code=2)
         return files[: self.count]
 
     @staticmethod
     def _size(infos: list[video.VideoInfo]) -> tuple[int, int]:
         return infos[0].height, infos[0].width
 
+    @cached_property
+    def _hash(self) -> str:
+        told = self.folder / "captions.csv"
+        return _files_hash([*self.files, told] if told.is_file() else self.files)
+
     def identity(self) -> dict[str, Any]:
-        return {"system": "videos", "folder": self.folder.name, "first": self.files[0].name}
+        """Folder and hash of what is in the files, so that no record of other videos is taken for one of these."""
+        return {"system": "videos", "folder": self.folder.name, "files": self._hash}
 
     def conditions(self) -> dict[str, Any]:
-        compared = {"reference": self.real[0].parent.name} if self.real else {}
+        compared = {}
+        if self.real:
+            compared = {"reference": {"folder": self.real[0].parent.name, "files": _files_hash(self.real)}}
         return {"conditions_from": "unknown: these are files", "sees_test_video": None, **compared}
 
     def reference(self, number: int, start: int, count: int) -> np.ndarray | None:
@@ -331,7 +372,7 @@ class FolderSource:
     def text(self, number: int, frame: int) -> str | None:
         spans, time = self.captions.get(self.files[number].name, []), frame / self.fps
         told = [text for a, b, text in spans if (a or 0.0) <= time and (b is None or time < b)]
-        return told[-1] if told else None
+        return told[-1] or None if told else None
 
     def stream(self, numbers: range) -> Iterator[list[np.ndarray]]:
         readers = [video.iterate(self.files[i]) for i in numbers]
@@ -340,6 +381,14 @@ class FolderSource:
             n = min(CHUNK, left)
             yield [np.stack([next(reader) for _ in range(n)]) for reader in readers]
             left -= n
+
+
+def _files_hash(files: list[Path]) -> str:
+    """SHA-256 over names and contents; reading them is nothing beside decoding them."""
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(f"{file.name}/{file_hash(file)}".encode())
+    return digest.hexdigest()
 
 
 def _videos(folder: Path) -> list[Path]:

@@ -9,11 +9,19 @@ import torch
 
 from longtake.metrics.cuts import LEVEL, WINDOW
 from longtake.metrics.diversity import change_as_flow, diversity, moving_parts, nearest_distances
-from longtake.metrics.estimate import extrapolate, frechet_interval, mean_interval
+from longtake.metrics.estimate import (
+    RESAMPLES,
+    extrapolate,
+    frechet_interval,
+    inception_interval,
+    mean_interval,
+    median_ratio_interval,
+    percentiles,
+)
 from longtake.metrics.extractors.base import Extractor
 from longtake.metrics.frechet import Moments, frechet_distance
 from longtake.metrics.images import histogram_correlation
-from longtake.metrics.mmd import polynomial_mmd, subset_mmd
+from longtake.metrics.mmd import video_mmd
 from longtake.metrics.motion import longest_repeat, longest_still
 from longtake.metrics.protocol import Protocol
 from longtake.metrics.records import Record
@@ -56,7 +64,7 @@ def distances(protocol: Protocol, extractor: Extractor, records: Sequence[Record
 
 
 def frame_distances(protocol: Protocol, extractor: Extractor, records: Sequence[Record], real: Record) -> Figures:
-    """FID and KID over the frames of the first window."""
+    """FID and KID over the frames of the first window; a video's frames are taken together wherever it is drawn."""
     name = extractor.name
     fake = [r[f"{name}/frames"] for r in records]
     of_fake = np.repeat(np.arange(len(fake)), [len(f) for f in fake])
@@ -73,28 +81,34 @@ def frame_distances(protocol: Protocol, extractor: Extractor, records: Sequence[
 
 def _distance(frechet: str, kernel: str, protocol: Protocol, fake, real, of_fake, of_real) -> Figures:
     ddof = int(protocol.covariance == "unbiased")
-    videos, clips = len(np.unique(of_fake)), min(len(fake), len(real))
+    videos, real_videos = len(np.unique(of_fake)), len(np.unique(of_real))
+    few = f"real clips of only {real_videos} videos" if real_videos < protocol.least_videos else ""
     interval = frechet_interval(fake, real, of_fake, of_real, ddof, protocol.bootstrap)
     value = frechet_distance(fake, real, ddof)
-    found = {frechet: Figure(value, interval, "", videos, _bias_note(protocol, fake, real, videos))}
-    if protocol.name == "longtake-1" and len(fake) >= 4 * protocol.least_videos:
-        limit = extrapolate(fake, real, ddof)
-        note = f"bias at N={len(fake)}: {value - limit.value:+.4g}"
+    notes = [*_bias_notes(protocol, fake, real, videos), few]
+    found = {frechet: Figure(value, interval, "", videos, _joined(notes))}
+    enough = protocol.name == "longtake-1" and videos >= 4 * protocol.least_videos
+    if enough and (limit := extrapolate(fake, real, of_fake, ddof)):
+        note = f"bias at N={videos}: {value - limit.value:+.4g}"
         found[f"{frechet}-infinity"] = Figure(limit.value, None, "", videos, note)
-    subsets = subset_mmd(fake, real, *protocol.subsets)
-    spread = 1.96 * subsets.std
-    note = f"unbiased, all pairs; interval: 1.96 deviations over subsets of {min(protocol.subsets[1], clips)}"
-    mmd = polynomial_mmd(fake, real)
-    return {**found, kernel: Figure(mmd, (mmd - spread, mmd + spread), "", videos, note)}
+    if min(videos, real_videos) > 1:  # of one video there are no pairs but its own
+        mmd = video_mmd(fake, real, of_fake, of_real, RESAMPLES if protocol.bootstrap else 0)
+        note = _joined(["unbiased: all pairs but those within a video", few])
+        found[kernel] = Figure(mmd.value, percentiles(mmd.resampled), "", videos, note)
+    return found
 
 
-def _bias_note(protocol: Protocol, fake: np.ndarray, real: np.ndarray, videos: int) -> str:
+def _joined(notes: list[str]) -> str:
+    return "; ".join(note for note in notes if note)
+
+
+def _bias_notes(protocol: Protocol, fake: np.ndarray, real: np.ndarray, videos: int) -> list[str]:
     notes = []
     if videos < protocol.trusted_videos:
         notes.append(f"biased upwards: {videos} generated videos, trusted from {protocol.trusted_videos}")
     if min(len(fake), len(real)) <= fake.shape[1]:
         notes.append(f"fewer clips than the {fake.shape[1]} features")
-    return "; ".join(notes)
+    return notes
 
 
 def classes(protocol: Protocol, extractor: Extractor, records: Sequence[Record]) -> tuple[Figures, Curves]:
@@ -107,8 +121,8 @@ def classes(protocol: Protocol, extractor: Extractor, records: Sequence[Record])
     splits = max(1, min(protocol.splits, n // LEAST_OF_SPLIT))
     order = np.random.default_rng(42).permutation(n)  # classes may come in turn
     score = inception_score(p[0][order], splits)
+    interval = inception_interval(p[0][order], splits, protocol.bootstrap)
     bound = f"at most {p.shape[2]} (classes); {splits} {'splits' if splits > 1 else 'split'}"
-    interval = (score.mean - score.std, score.mean + score.std) if splits > 1 else None
     figures = {
         f"IS[{name}]": Figure(score.mean, interval, "", n, bound),
         f"H(y)[{name}]": Figure(score.inter_entropy, None, "nats", n, f"at most {np.log(p.shape[2]):.3f}"),
@@ -117,8 +131,9 @@ def classes(protocol: Protocol, extractor: Extractor, records: Sequence[Record])
     if len(p) < 2:
         return figures, {}
     found = coherence(p)
-    stays = (p.argmax(-1) == p[0].argmax(-1)).mean(0)  # share of its windows, a video
-    figures[f"CCS-area[{name}]"] = Figure(found.ccs_area, mean_interval(stays), "", n, "1 is perfect")
+    stays = (p.argmax(-1) == p[0].argmax(-1)).astype(float)  # (W, N)
+    areas = np.trapezoid(stays, dx=1 / (len(p) - 1), axis=0)  # a video's own, of which CCS-area is the mean
+    figures[f"CCS-area[{name}]"] = Figure(found.ccs_area, mean_interval(areas), "", n, "1 is perfect")
     figures[f"CCS-last[{name}]"] = Figure(float(found.ccs[-1]), None, "", n, "share of videos in the last window")
     x = [float(i * protocol.window) for i in range(len(p))]
     return figures, {
@@ -168,21 +183,23 @@ def memorisation(extractor: Extractor, records: Sequence[Record], train: Record,
     if key not in train or key not in test or name not in records[0]:
         return {}
     near = nearest_distances(np.concatenate([r[name] for r in records]), train[key])
-    usual = float(np.median(nearest_distances(test[key], train[key])))
-    if usual <= 0:
+    usual = nearest_distances(test[key], train[key])
+    if np.median(usual) <= 0:
         return {}
-    note = "of test clips' own; far below 1 means copies"
-    return {
-        f"nearest-train[{extractor.name}]": Figure(
-            float(np.median(near) / usual), mean_interval(near / usual), "", len(near), note
-        )
-    }
+    value, interval = np.median(near) / np.median(usual), median_ratio_interval(near, usual, test["of/16"])
+    note = "of test clips' own, medians; far below 1 means copies"
+    return {f"nearest-train[{extractor.name}]": Figure(float(value), interval, "", len(near), note)}
 
 
 def over_time(
-    records: Sequence[Record], real: Sequence[Record], seam_period: int | None, seam_first: int | None = None
+    records: Sequence[Record],
+    real: Sequence[Record],
+    seam_period: int | None,
+    seam_first: int | None = None,
+    given: int = 0,
 ) -> tuple[Figures, Curves]:
-    """Motion, seams, stills and repeats, first frame against last; needs no extractor."""
+    """Motion, seams, stills and repeats, first frame against last; needs no extractor. Records begin after `given`
+    frames of the videos."""
     figures: Figures = {}
     sides = {"": records, "_real": real}
     for suffix, side in sides.items():
@@ -215,7 +232,7 @@ def over_time(
             figures[f"motion_ratio_last_{TAIL}"] = Figure(
                 float(tail.mean()), mean_interval(tail), "of real", len(records)
             )
-    figures |= _reference(records)
+    figures |= _reference(records, given)
     histogram = np.array([histogram_correlation(r["first"][None], r["last"][None])[0] for r in records])
     figures["histogram_correlation"] = Figure(
         float(histogram.mean()), mean_interval(histogram), "first to last frame, 64 bins", len(records)
@@ -223,14 +240,14 @@ def over_time(
     return figures, _motion_curve(records) | reference_curves(records)
 
 
-def perceptual(distance: PerceptualDistance, records: Sequence[Record]) -> Figures:
+def perceptual(name: str, distance: PerceptualDistance, records: Sequence[Record]) -> Figures:
     """LPIPS between the first and the last frame (TATS Tab. 2)."""
     with torch.no_grad():
         pairs = (
             torch.from_numpy(np.stack([r["first"], r["last"]])).permute(0, 3, 1, 2) / 127.5 - 1 for r in records
         )
         values = np.array([float(distance(p[:1], p[1:])) for p in pairs])
-    return {"LPIPS-first-last": Figure(float(values.mean()), mean_interval(values), "", len(values))}
+    return {f"LPIPS-first-last[{name}]": Figure(float(values.mean()), mean_interval(values), "", len(values))}
 
 
 def text_match(name: str, records: Sequence[Record]) -> Figures:
@@ -238,7 +255,7 @@ def text_match(name: str, records: Sequence[Record]) -> Figures:
     values = np.array([np.nanmean(r["text"]) for r in records])
     interval = mean_interval(values)
     scaled = (100 * interval[0], 100 * interval[1]) if interval else None
-    note = f"cosine, mean over {len(records[0]['text'])} frames a video"
+    note = f"cosine, mean over those of {len(records[0]['text'])} frames a video that have a text"
     return {
         f"CLIPSIM[{name}]": Figure(float(values.mean()), interval, "", len(values), note),
         f"VTM[{name}]": Figure(100 * float(values.mean()), scaled, "", len(values), "100 times CLIPSIM"),
@@ -295,8 +312,12 @@ def reference_curves(records: Sequence[Record]) -> Curves:
     }
 
 
-def _reference(records: Sequence[Record]) -> Figures:
-    """PSNR and SSIM of frames 16, 30 and 45 (CCVS Tab. 6) and over all frames."""
+def _reference(records: Sequence[Record], given: int) -> Figures:
+    """PSNR and SSIM over all frames, and of the 16th, 30th and 45th frame of the video (CCVS Tab. 6).
+
+    As in the code of CCVS, given frames count, so that after 15 of them the 16th is the first that was made; those
+    that were given have no figure. Its code enlarges frames to 161 pixels first, which is not done here.
+    """
     found: Figures = {}
     for name, key, unit in (("PSNR", "psnr", "dB"), ("SSIM", "ssim", "")):
         if key not in records[0]:
@@ -304,9 +325,12 @@ def _reference(records: Sequence[Record]) -> Figures:
         table = np.stack([r[key] for r in records])
         found[name] = Figure(float(table.mean()), mean_interval(table.mean(1)), unit, len(table), "over all frames")
         for frame in (16, 30, 45):
-            if frame <= table.shape[1]:
-                column = table[:, frame - 1]
-                found[f"{name}@{frame}"] = Figure(float(column.mean()), mean_interval(column), unit, len(column))
+            if given < frame <= given + table.shape[1]:
+                column = table[:, frame - 1 - given]
+                note = f"frame {frame} of the video" + (f", {given} of them given" if given else "")
+                found[f"{name}@{frame}"] = Figure(
+                    float(column.mean()), mean_interval(column), unit, len(column), note
+                )
     return found
 
 

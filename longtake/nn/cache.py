@@ -60,12 +60,6 @@ class KVCache:
         """Count `count` tokens, written in every layer, as held."""
         self.length += count
 
-    def rewind(self, count: int) -> None:
-        """Forget the last `count` tokens."""
-        if not 0 <= count <= self.length:
-            raise ValueError(f"Cannot rewind {count} tokens of the {self.length} held.")
-        self.length -= count
-
     def reset(self) -> None:
         """Forget everything; the next forward pass is a prefill."""
         self.length = 0

@@ -25,8 +25,9 @@ VIDEOS = 4
 """Videos of each result on the page."""
 LARGEST_VIDEO = 8 << 20
 PLAYER = "controls loop muted playsinline"
-OWN = {"seeds", "settings", "labels", "seam_period", "seam_first", "longtake", "torch", "sees_test_video"}
-"""What may differ between results of one table: it belongs to a model, not to the measuring."""
+OWN = {"seeds", "settings", "labels", "seam_period", "seam_first", "longtake", "torch", "sees_test_video", "lpips"}
+"""What may differ between results of one table: it belongs to a model, not to the measuring, or, as the network of
+LPIPS, stands in the figure's name. What a model was given is marked."""
 
 
 @dataclass(frozen=True)
@@ -143,14 +144,35 @@ def _table(group: list[Entry]) -> str:
     names = list(dict.fromkeys(name for entry in group for name in entry.result.figures))
     head = "".join(f"<th>{escape(e.name)}<br><small>{escape(_model(e.result))}</small></th>" for e in group)
     rows = []
+    for title, told in (("given", _given), ("settings", _settings)):
+        cells = "".join(f"<td>{told(entry.result.protocol)}</td>" for entry in group)
+        rows.append(f"<tr><th>{title}</th>{cells}</tr>")
     for name in names:
         cells = "".join(f"<td>{_cell(entry.result.figures.get(name))}</td>" for entry in group)
         rows.append(f"<tr><th>{escape(name)}</th>{cells}</tr>")
     return f'<div class="wide"><table><tr><th></th>{head}</tr>{"".join(rows)}</table></div>'
 
 
+def _given(protocol: dict[str, Any]) -> str:
+    """What the videos were made from, as HTML: one that was shown test footage is no match for one that was not."""
+    if protocol.get("sees_test_video") is None:
+        return "not known"
+    told = ["<strong>the test videos, which it re-creates</strong>"] if protocol["sees_test_video"] else []
+    told += ["class"] if any(label is not None for label in protocol.get("labels") or ()) else []
+    told += ["text"] if any(any(prompts) for prompts in protocol.get("prompts") or ()) else []
+    told += [f"first frames: {escape(str(protocol['given_frames']))}"] if protocol.get("given_frames") else []
+    return ", ".join(told) or "nothing"
+
+
+def _settings(protocol: dict[str, Any]) -> str:
+    """Settings of generation, as HTML."""
+    told = ", ".join(f"{name} {_short(value)}" for name, value in (protocol.get("settings") or {}).items())
+    return f"<small>{escape(told)}</small>" if told else "-"
+
+
 def _model(result: Result) -> str:
-    weights = str(result.model.get("weights", ""))[:12]
+    """The system and the beginning of the hash of its weights, or of the measured files."""
+    weights = str(result.model.get("weights") or result.model.get("files") or "")[:12]
     return f"{result.model.get('system', '')} {weights}".strip()
 
 

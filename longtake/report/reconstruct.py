@@ -42,6 +42,7 @@ def reconstruct(
     Raises:
         UserError: an unreadable video, or a system without a tokenizer.
     """
+    next(system.reconstruct(iter(())), None)  # refuses before anything is read
     info = video.probe(source)
     if Path(output).suffix.lower() != ".mp4" or not Path(output).parent.is_dir():
         raise UserError(f"cannot write {output}: choose a name that ends in .mp4 in a folder that exists", code=2)

@@ -5,12 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from longtake.data import video
+from longtake.data.batch import to_float
 from longtake.data.layouts import PICTURES
 from longtake.errors import UserError
+from longtake.rollout.source import on_screen
 from longtake.story import Story
 
 MOST = 512
@@ -49,8 +50,7 @@ def first_frames(stories: list[Story], size: tuple[int, int]) -> Tensor | None:
     """
     if not count_first_frames(stories):
         return None
-    resized = np.stack([video.resize(_read(story), size, "crop") for story in stories])
-    return torch.from_numpy(resized).permute(0, 4, 1, 2, 3).float().div_(127.5).sub_(1)
+    return to_float(np.stack([video.resize(_read(story), size, "crop") for story in stories]))
 
 
 def first_sound(story: Story, samples: int) -> np.ndarray | None:
@@ -86,8 +86,8 @@ def last_frame(stories: list[Story], size: tuple[int, int]) -> Tensor | None:
     for path in paths:
         if not _is_picture(Path(path)):
             raise UserError(f"{path} is no picture; give a .png or .jpg that the video is to end at", code=2)
-    pictures = np.stack([video.resize(video.read_image(Path(path))[None], size, "crop")[0] for path in paths])
-    return torch.from_numpy(pictures).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
+    pictures = np.stack([video.resize(video.read_image(Path(path))[None], size, "crop") for path in paths])
+    return to_float(pictures)[:, :, 0]
 
 
 def _is_picture(path: Path) -> bool:
@@ -99,9 +99,7 @@ def _wanted(story: Story) -> list[int]:
     path = Path(str(story.first_frames))
     if _is_picture(path):
         return [0]
-    info = video.probe(path)
-    rate = info.fps / (story.fps or info.fps)
-    return [min(int((i + 0.5) * rate), info.frames - 1) for i in range(max(1, round(info.frames / rate)))]
+    return on_screen(video.probe(path), story.fps)
 
 
 def _read(story: Story) -> np.ndarray:

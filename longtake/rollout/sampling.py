@@ -12,8 +12,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from longtake.errors import UserError
-
 
 @dataclass(frozen=True)
 class SamplingSettings:
@@ -32,11 +30,11 @@ class SamplingSettings:
 
     def __post_init__(self) -> None:
         if not self.temperature > 0:
-            raise UserError(f"temperature is {self.temperature} but must be above 0; use top_k=1 for greedy.")
+            raise ValueError(f"temperature is {self.temperature} but must be above 0; use top_k=1 for greedy")
         if self.top_k < 0:
-            raise UserError(f"top_k is {self.top_k} but must be 0 (off) or more.")
+            raise ValueError(f"top_k is {self.top_k} but must be 0 (off) or more")
         if not 0 < self.top_p <= 1:
-            raise UserError(f"top_p is {self.top_p} but must be above 0 and at most 1 (off).")
+            raise ValueError(f"top_p is {self.top_p} but must be above 0 and at most 1 (off)")
 
 
 def filter_logits(logits: Tensor, top_k: int, top_p: float) -> Tensor:

@@ -4,12 +4,25 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from longtake.data import video
+from longtake.data.batch import to_float
 from longtake.errors import UserError
 from longtake.story import Story
+
+
+def on_screen(info: video.VideoInfo, fps: float | None, start: int = 0, stop: int | None = None) -> list[int]:
+    """Which frame of a video is on screen in the middle of each of the frames start .. stop - 1 at another rate.
+
+    Args:
+        info: of the video.
+        fps: the other rate; None: the video's own.
+        stop: None: all that the video lasts for, at least one. Beyond that its last frame stays.
+    """
+    rate = info.fps / (fps or info.fps)
+    stop = max(1, round(info.frames / rate)) if stop is None else stop
+    return [min(int((i + 0.5) * rate), info.frames - 1) for i in range(start, stop)]
 
 
 class SourceVideo:
@@ -27,16 +40,14 @@ class SourceVideo:
 
     def __init__(self, story: Story, size: tuple[int, int]):
         self.path, self.size = Path(str(story.source_video)), size
-        info = video.probe(self.path)
-        self.last, self.rate = info.frames - 1, info.fps / (story.fps or info.fps)
-        self.frames = max(1, round(info.frames / self.rate))
+        self.info, self.fps = video.probe(self.path), story.fps
+        self.frames = len(on_screen(self.info, self.fps))
         """How many there are at the story's rate."""
 
     def read(self, start: int, stop: int) -> Tensor:
         """Frames start .. stop - 1: (3, n, H, W) in [-1, 1]."""
-        numbers = [min(int((i + 0.5) * self.rate), self.last) for i in range(start, stop)]
-        frames = video.resize(video.read_frames(self.path, numbers), self.size, "crop")
-        return torch.from_numpy(frames).permute(3, 0, 1, 2).float().div_(127.5).sub_(1)
+        numbers = on_screen(self.info, self.fps, start, stop)
+        return to_float(video.resize(video.read_frames(self.path, numbers), self.size, "crop"))
 
 
 def check_length(story: Story, source: SourceVideo, most: int, what: str) -> None:

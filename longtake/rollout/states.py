@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -21,15 +22,18 @@ def read_states(path: str | Path, names: tuple[str, ...]) -> np.ndarray:
     path = Path(path)
     try:
         if path.suffix.lower() == ".npy":
-            rows = np.load(path, allow_pickle=False)
+            with path.open("rb") as file:
+                rows = np.load(file, allow_pickle=False)
+            if not isinstance(rows, np.ndarray) or rows.dtype.kind not in "biuf":
+                raise UserError(f"{path} holds no array of numbers; save one with numpy.save", code=2)
         elif path.suffix.lower() == ".csv":
-            lines = path.read_text().splitlines()
+            lines = path.read_text(encoding="utf-8").splitlines()
             heading = 1 if lines and any(c.isalpha() and c not in "eE" for c in lines[0]) else 0
-            rows = np.loadtxt(lines[heading:], delimiter=",", ndmin=2)
+            rows = np.loadtxt(lines[heading:], delimiter=",", ndmin=2) if lines[heading:] else np.empty((0, 0))
         else:
             raise UserError(f"{path} is no trajectory: give a .npy or .csv file", code=2)
         rows = np.asarray(rows, np.float32)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError, BadZipFile) as error:
         raise UserError(f"cannot read the trajectory {path}: {error}", code=2) from None
     if rows.ndim != 2 or rows.shape[1] != len(names) or not len(rows):
         wanted = ", ".join(names)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import math
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -32,17 +33,18 @@ def make_fabric(precision: str, device: str, shard: bool = False) -> Fabric:
     Raises:
         UserError: "16" on a CPU.
     """
-    if precision == "16" and device == "cpu":
+    kind, index = torch.device(device).type, torch.device(device).index
+    if precision == "16" and kind == "cpu":
         raise UserError("loop.precision=16 needs a GPU; use 32 or bf16 on a CPU", code=2)
-    if precision == "bf16" and device == "cpu" and not fast_bfloat16():
+    if precision == "bf16" and kind == "cpu" and not fast_bfloat16():
         precision = "32"
     mixed: Any = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}[precision]
     processes = torch.distributed.is_torchelastic_launched()
     if processes:
         atexit.register(_leave)
     return Fabric(
-        accelerator={"mps": "mps", "cpu": "cpu"}.get(device, "cuda"),
-        devices=int(os.environ["LOCAL_WORLD_SIZE"]) if processes else 1,
+        accelerator=kind,
+        devices=int(os.environ["LOCAL_WORLD_SIZE"]) if processes else [index] if kind == "cuda" and index else 1,
         num_nodes=int(os.environ["GROUP_WORLD_SIZE"]) if processes else 1,
         strategy="auto" if not processes else sharding.strategy() if shard else "ddp",
         precision=mixed,
@@ -110,7 +112,15 @@ class FabricEngine:
         if self.ema:
             self.ema.update(self.averages[optimiser], self.step)
         logs = {key: float(value) for key, value in totals.items() if key != "loss"}
-        return {**logs, f"{optimiser}/loss": float(totals["loss"]), f"{optimiser}/grad_norm": float(whole(norm))}
+        logs |= {f"{optimiser}/loss": float(totals["loss"]), f"{optimiser}/grad_norm": float(whole(norm))}
+        if self._scales and not math.isfinite(logs[f"{optimiser}/grad_norm"]):
+            del logs[f"{optimiser}/grad_norm"]  # float16 overflowed: the scaler leaves the update out
+        return logs
+
+    @property
+    def _scales(self) -> bool:
+        """Whether losses are scaled, as in float16."""
+        return getattr(self.fabric.strategy.precision, "scaler", None) is not None
 
     @contextmanager
     def _only(self, parameters: list[nn.Parameter]) -> Iterator[None]:

@@ -137,8 +137,11 @@ class Trainer:
     def _prepare_folder(self) -> None:
         if not self.first:
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        write_text(self.folder / "recipe.yaml", yaml.safe_dump(self.recipe.to_dict(), sort_keys=False))
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_text(self.folder / "recipe.yaml", yaml.safe_dump(self.recipe.to_dict(), sort_keys=False))
+        except OSError as error:
+            raise UserError(f"cannot write the run to {self.folder}: {error.strerror}; choose another -o") from None
 
     def _resume_state(self) -> dict | None:
         """The newest checkpoint's state, if it belongs to this recipe."""

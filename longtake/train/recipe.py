@@ -14,7 +14,11 @@ from longtake.train.evaluation import EvaluationSettings
 
 @dataclass(frozen=True)
 class LoopSettings:
-    """Settings of the training loop; none changes what is learned but `precision` and `accumulate`."""
+    """Settings of the training loop.
+
+    None changes what is learned but `precision` and `accumulate`; how often and on how much a run is validated and
+    evaluated decides which weights are kept as the best.
+    """
 
     precision: Literal["32", "bf16", "16"] = "32"
     """32-bit, or mixed with bfloat16 or float16."""
@@ -97,7 +101,7 @@ def read_recipe(
     """
     path = Path(path)
     try:
-        raw = read_yaml(path.read_text(), str(path))
+        raw = read_yaml(path.read_text(encoding="utf-8"), str(path))
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read the recipe {path}: {getattr(error, 'strerror', error)}", code=2) from None
     if not isinstance(raw, dict) or "system" not in raw:

@@ -214,6 +214,17 @@ def test_webdataset_shards(tmp_path):
     assert [item.captions[0][2] for item in single.items] == ["a sea", "a sky"]
 
 
+def test_a_shard_beside_its_own_contents_is_left_out(tmp_path):
+    lay(tmp_path, ["a/0.mp4", "a/1.mp4"])
+    tar(tmp_path / "a.tar", {"1.mp4": b"x", "2.mp4": b"x"})
+    tar(tmp_path / "b.tar", {"/1.mp4": b"x"})
+    tar(tmp_path / "c.tar", {"/1.mp4": b"x"})
+    found = find(tmp_path)
+    assert [item.name for item in found.items] == ["a/0.mp4", "a/1.mp4", "b/1.mp4", "c/1.mp4"]
+    assert [name for name, _ in found.rejected] == ["a.tar"]
+    assert "holds a/1.mp4, which is there a second time" in found.rejected[0][1]
+
+
 def test_archive_names_point_nowhere(tmp_path, png):
     inside = tmp_path / "inside"
     inside.mkdir()
@@ -234,6 +245,16 @@ def test_caption_files_beside_videos(tmp_path):
     assert seen(find(tmp_path), "captions") == {"a.mp4": (((None, None, "a walk"),),), "b.mp4": ((),)}
 
 
+@pytest.mark.parametrize(
+    ("label", "expected"), [("7", "7"), ("²", "²"), ("9" * 5000, "9" * 5000), ("\ud800", "\\ud800")]
+)
+def test_strange_classes_are_text(tmp_path, label, expected):
+    lay(tmp_path, ["a.mp4"])
+    (tmp_path / "a.json").write_text(json.dumps({"label": label, "caption": label}))
+    captions = ((None, None, expected),)
+    assert seen(find(tmp_path), "label", "captions") == {"a.mp4": (expected, captions)}
+
+
 @pytest.mark.parametrize("end_marker", [False, True])
 def test_tats_hdf5_keeps_the_last_video(tmp_path, end_marker):
     h5py = pytest.importorskip("h5py")
@@ -252,6 +273,9 @@ def test_mistakes_are_named(tmp_path):
         find(tmp_path / "gone")
     with pytest.raises(UserError, match="layout 'ufc'"):
         find(tmp_path, layout="ufc")
+    (tmp_path / "trainlist.txt").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UserError, match=r"trainlist.txt is no UTF-8 text"):
+        find(tmp_path, split_lists=[tmp_path / "trainlist.txt"])
     for name, reason in [
         ("x.zip", "not a readable zip"),
         ("x.h5", "HDF5"),

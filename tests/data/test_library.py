@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from conftest import moving_square, write_library
 from hypothesis import given
 from hypothesis import strategies as st
 
+import longtake
 from longtake.data import video
 from longtake.data.library import Library, LibraryWriter, Row, captions_at
 from longtake.errors import UserError
@@ -91,6 +94,43 @@ def test_nothing_is_overwritten(library, tmp_path):
     (tmp_path / "empty").mkdir()
     write_library(tmp_path / "empty", videos=1, frames=2)
     assert len(Library(tmp_path / "empty").rows) == 1
+
+
+@pytest.mark.parametrize("place", ["file/lib", "file/deep/lib", "x" * 250])
+def test_a_place_that_cannot_be_written_is_named_at_once(tmp_path, place):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(UserError, match=r"the library .* cannot be written"):
+        LibraryWriter(tmp_path / place, (16, 16), 15.0)
+    LibraryWriter(tmp_path / "deep" / "lib", (16, 16), 15.0)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("target", ["there", "to/be/made"])
+def test_a_link_is_followed(tmp_path, target):
+    (tmp_path / "there").mkdir()
+    (tmp_path / "link").symlink_to(target)
+    write_library(tmp_path / "link", videos=1, frames=2)
+    assert (tmp_path / "link").is_symlink()
+    assert len(Library(tmp_path / target).rows) == 1
+
+
+def test_the_folder_one_is_in_can_become_a_library(tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with LibraryWriter(".", (16, 16), 15.0) as writer:
+        writer.add(Row("a", "videos/a.mp4", 2, 0.2))
+        writer.media("video", "a").write_bytes(b"x")
+    assert len(Library(tmp_path / "here").rows) == 1
+
+
+@pytest.mark.parametrize("place", ["data", "rollout", "files.py"])
+def test_text_files_are_utf8_whatever_the_locale(place):
+    top = Path(longtake.__file__).parent / place
+    for path in [top] if top.is_file() else sorted(top.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and getattr(node.func, "attr", None) in ("read_text", "write_text"):
+                named = {keyword.arg for keyword in node.keywords}
+                assert "encoding" in named, f"{path}, line {node.lineno}"
 
 
 def test_what_is_not_a_library_is_named(tmp_path, library):

@@ -1,6 +1,10 @@
 """From other people's files to a library, and what is said on the way."""
 
+import io
 import os
+import sys
+import tarfile
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -47,8 +51,10 @@ def test_a_folder(folder, tmp_path):
     ]
     assert (library.header.size, library.fps, library.header.conditions) == ((16, 16), 10, ())
     assert grey(library, 2) == list(range(22))
-    assert [args[:2] for args in heard] == [(1, 3), (2, 3), (3, 3)]
-    assert {name for _, _, name in heard} == {"v0.mp4", "v1.mp4", "v2.mp4"}
+    assert [args[:2] for args in heard] == [(n // 2, 3) for n in range(1, 7)]
+    assert (
+        {name for _, _, name in heard[:3]} == {name for _, _, name in heard[3:]} == {"v0.mp4", "v1.mp4", "v2.mp4"}
+    )
 
 
 def bad_files(folder: Path) -> set[str]:
@@ -58,7 +64,10 @@ def bad_files(folder: Path) -> set[str]:
     (folder / "empty.mp4").touch()
     video.write_video(folder / "short.mp4", clip(3), 10)
     (folder / "link.mp4").symlink_to("nowhere")
-    names = {"cut.mp4", "text.mp4", "empty.mp4", "short.mp4", "link.mp4"}
+    add_tar(folder / "shard.tar", [("x.mp4", whole), ("y.mp4", whole)])
+    (folder / "shard.tar").write_bytes((folder / "shard.tar").read_bytes()[: len(whole) + 1600])
+    (folder / "two\u2028lines.mp4").touch()
+    names = {"cut.mp4", "text.mp4", "empty.mp4", "short.mp4", "link.mp4", "shard.tar", "two\u2028lines.mp4"}
     if os.name != "nt" and os.geteuid() != 0:
         (folder / "secret.mp4").write_bytes(whole)
         (folder / "secret.mp4").chmod(0)
@@ -66,17 +75,87 @@ def bad_files(folder: Path) -> set[str]:
     return names
 
 
+def add_tar(path: Path, members: list[tuple[str, bytes]]) -> None:
+    """Append to a tar, as `tar -r` does."""
+    with tarfile.open(path, "a") as archive:
+        for name, content in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+
+
 def test_bad_files_are_skipped_and_named(folder, tmp_path):
-    names = bad_files(folder)
-    report = prepare(folder, tmp_path / "lib", 16)
+    names, heard = bad_files(folder), []
+    report = prepare(folder, tmp_path / "lib", 16, progress=lambda *args: heard.append(args[:2]))
+    assert heard == sorted(heard)
+    assert heard[-1] == (len(names) + 2, len(names) + 2)  # the shard is no video
     assert report.accepted == 3
     assert {name for name, _ in report.rejected} == names
     reasons = dict(report.rejected)
-    for name, reason in [("cut", "cut short"), ("empty", "is empty"), ("short", "3 frames"), ("link", "link")]:
-        assert reason in reasons[f"{name}.mp4"]
-        assert f"{name}.mp4" in str(report)
+    for name, reason in [
+        ("cut.mp4", "cut short"),
+        ("empty.mp4", "is empty"),
+        ("short.mp4", "3 frames"),
+        ("link.mp4", "link"),
+        ("shard.tar", "not a readable tar"),
+    ]:
+        assert reason in reasons[name]
+        assert name in str(report)
     text = inspect(tmp_path / "lib")
     assert all(name in text for name in names)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names are text there")
+def test_names_that_are_no_text(folder, tmp_path):
+    (folder / "v0.mp4").rename(folder / os.fsdecode(b"caf\xe9.mp4"))
+    (folder / os.fsdecode(b"th\xe9.mp4")).write_text("no")
+    report = prepare(folder, tmp_path / "lib", 16)
+    assert report.accepted == 3
+    row = Library(tmp_path / "lib").rows[0]
+    assert (row.source, row.file) == ("caf\\udce9.mp4", f"videos/{row.id}.mp4")
+    for text in (str(report), (tmp_path / "lib" / "rejected.jsonl").read_text("utf-8"), inspect(tmp_path / "lib")):
+        assert "th\\" in text
+        text.encode()
+
+
+def test_a_damaged_sidecar_in_a_zip(folder, tmp_path):
+    source = tmp_path / "in.zip"
+    for method in (zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2):
+        with zipfile.ZipFile(source, "w", method) as archive:
+            archive.write(folder / "v0.mp4", "v0.mp4")
+            archive.writestr("v0.txt", "a sea " * 500)
+            start = archive.infolist()[1].header_offset + 30 + len("v0.txt")
+        content = bytearray(source.read_bytes())
+        content[start : start + 30] = b"\xff" * 30
+        source.write_bytes(content)
+        report = prepare(source, tmp_path / f"lib{method}", 16)
+        assert report.accepted == 1
+        assert any("v0.txt cannot be read" in note for note in report.notes)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_of_members_of_one_name_the_last_counts(folder, tmp_path, workers):
+    first, last = ((folder / f"v{n}.mp4").read_bytes() for n in (0, 2))
+    add_tar(tmp_path / "in.tar", [("v.mp4", first)])
+    add_tar(tmp_path / "in.tar", [("./v.mp4", last)])
+    prepare(tmp_path / "in.tar", tmp_path / "lib", 16, workers=workers)
+    assert [(row.id, row.frames) for row in Library(tmp_path / "lib").rows] == [("v", 22)]
+
+
+def test_whatever_fails_leaves_no_video_without_a_row(folder, tmp_path, monkeypatch):
+    for file in folder.iterdir():
+        video.write_video(file, clip(20), 10, audio=np.zeros(9, np.float32), audio_rate=44100)
+    write = video.write_audio
+
+    def fails_once(path, *args):
+        if path.stem == "v1":
+            raise RuntimeError("a codec's own trouble")
+        write(path, *args)
+
+    monkeypatch.setattr(video, "write_audio", fails_once)
+    report = prepare(folder, tmp_path / "lib", 16)
+    assert [name for name, _ in report.rejected] == ["v1.mp4"]
+    assert sorted(path.name for path in (tmp_path / "lib" / "videos").iterdir()) == ["v0.mp4", "v2.mp4"]
 
 
 def test_nothing_left_says_why(folder, tmp_path):
@@ -234,6 +313,8 @@ def test_arguments_are_checked_first(folder, tmp_path):
     (tmp_path / "full" / "x").touch()
     with pytest.raises(UserError, match="not empty"):
         prepare(folder, tmp_path / "full", 16)
+    with pytest.raises(UserError, match="cannot be written"):  # before it looks for the source
+        prepare(tmp_path / "gone", folder / "v0.mp4" / "lib", 16)
 
 
 @given(

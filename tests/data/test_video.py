@@ -62,7 +62,9 @@ def test_any_frames_in_any_order(long_clip, indices):
     assert (video.read_frames(long_clip, indices) == decoded[indices]).all()
 
 
-@pytest.mark.parametrize(("suffix", "codec"), [("avi", "mpeg4"), ("mkv", "libx264"), ("mpg", "mpeg2video")])
+@pytest.mark.parametrize(
+    ("suffix", "codec"), [("avi", "mpeg4"), ("mkv", "libx264"), ("mpg", "mpeg2video"), ("gif", "gif")]
+)
 def test_random_access_in_other_containers(tmp_path, suffix, codec):
     path = tmp_path / f"clip.{suffix}"
     encode(path, clip(40), codec, [Fraction(n, 25) for n in range(40)])
@@ -76,7 +78,7 @@ def encode(path, frames, codec, seconds, rotation=0):
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=25, options={"g": "10"})
         stream.height, stream.width = frames.shape[1:3]
-        stream.pix_fmt = "yuv420p"
+        stream.pix_fmt = "rgb8" if codec == "gif" else "yuv420p"
         stream.codec_context.time_base = Fraction(1, 1000) if codec == "libx264" else Fraction(1, 25)
         if rotation:
             stream.set_display_rotation(rotation)
@@ -132,16 +134,6 @@ def test_sound_lasts_as_long_as_the_picture(tmp_path, fps, rate, seconds):
     assert np.abs(heard[len(wave) + 2048 :]).max(initial=0) < 0.05
 
 
-def test_sound_in_chunks_is_the_same_sound(tmp_path):
-    wave = np.random.default_rng(0).uniform(-0.5, 0.5, 48000).astype(np.float32)
-    video.write_video(tmp_path / "whole.mp4", clip(30), 30, audio=wave, audio_rate=48000)
-    with video.VideoWriter(tmp_path / "chunks.mp4", 30, audio_rate=48000) as writer:
-        for start in range(0, 30, 5):
-            writer.write(clip(30)[start : start + 5], wave[start * 1600 : (start + 5) * 1600])
-    whole, chunks = (video.read_audio(tmp_path / name, 48000) for name in ("whole.mp4", "chunks.mp4"))
-    np.testing.assert_allclose(whole, chunks, atol=1e-4)
-
-
 def test_flac_is_exact_to_sixteen_bits(tmp_path):
     wave = np.random.default_rng(0).uniform(-1, 1, 5000).astype(np.float32)
     video.write_audio(tmp_path / "a.flac", wave, 15750)
@@ -180,9 +172,17 @@ def test_a_place_that_cannot_be_written(tmp_path):
         video.write_video(tmp_path / "file" / "x.mp4", clip(2), 10)
 
 
-@pytest.mark.parametrize("content", [b"just text\n" * 100, bytes(5000), b"#EXTM3U\n#EXTINF:1,\nother.mp4\n"])
-@pytest.mark.parametrize("name", ["x.mp4", "x.txt", "x.avi"])
-def test_files_that_are_no_video(tmp_path, content, name):
+@pytest.mark.parametrize(
+    "content",
+    [
+        *(b"just text\n" * 100, bytes(5000), b"#EXTM3U\n#EXTINF:1,\nother.mp4\n"),
+        b"ffconcat version 1.0\nfile other.mp4\n",
+    ],
+)
+@pytest.mark.parametrize("name", ["x.mp4", "x.txt", "x.avi", "x.png"])
+def test_files_that_are_no_video(tmp_path, monkeypatch, content, name):
+    monkeypatch.chdir(tmp_path)
+    video.write_video("other.mp4", clip(2), 10)  # nor may they lead to one
     path = tmp_path / name
     path.write_bytes(content)
     for read in (video.probe, lambda p: list(video.iterate(p)), lambda p: video.read_frames(p, [0])):
@@ -237,13 +237,6 @@ def test_pictures(tmp_path):
     video.write_png(tmp_path / "p.png", picture)
     assert (video.read_image(tmp_path / "p.png") == picture).all()
     assert (video.read_image((tmp_path / "p.png").read_bytes()) == picture).all()
-
-
-def test_gif(tmp_path):
-    video.write_gif(tmp_path / "g.gif", clip(7), 10)
-    decoded = np.stack(list(video.iterate(tmp_path / "g.gif")))
-    assert decoded.shape == (7, 32, 48, 3)
-    assert np.abs(decoded.astype(int) - clip(7)).mean() < 12
 
 
 def test_contact_sheet_places_frames_in_rows():

@@ -59,10 +59,14 @@ class Pixels:
 
 
 class Pixelwise(torch.nn.Module):
-    """The image itself as its only feature map."""
+    """The image itself as its only feature map, after a factor."""
+
+    def __init__(self, factor: float = 1.0):
+        super().__init__()
+        self.register_buffer("factor", torch.tensor(factor))
 
     def forward(self, image: torch.Tensor) -> list[torch.Tensor]:
-        return [image]
+        return [image * self.factor]
 
 
 @pytest.fixture(scope="module")
@@ -274,6 +278,8 @@ def test_given_frames_are_left_out_and_what_follows_is_compared(library, tmp_pat
     real = [library.frames(row, range(4, 24)) for row in rows]
     expected = [psnr(a, b).clip(max=100) for a, b in zip(still, real, strict=True)]
     assert result.figures["PSNR"].value == pytest.approx(np.mean(expected), rel=0.02)
+    curve = result.curves["PSNR"].y  # its twelfth frame is the 16th of the video, whose first four are given
+    assert result.figures["PSNR@16"].value == pytest.approx(curve[11], abs=1e-9) != curve[15]
     assert result.figures["longest_still"].value == 20
     longer = ModelSource(model, library, 3, 60, 0, "round", given=1)  # longer than the real videos
     assert (longer.given, longer.compared) == (0, False)
@@ -297,9 +303,15 @@ def test_copies_of_training_videos_are_noticed(library, tmp_path):
 
 
 def test_first_against_last_frame(system, library, tmp_path):
-    distance = PerceptualDistance(Pixelwise())
-    result = evaluate(source(system, library), library, tmp_path, PROTOCOL, [], own=OwnWeights(distance))
-    assert result.figures["LPIPS-first-last"].value > 0
+    found = []
+    for name, network in (("a", Pixelwise()), ("b", Pixelwise(2.0)), ("c", Pixelwise(2.0))):
+        own = OwnWeights(PerceptualDistance(network))
+        result = evaluate(source(system, library), library, tmp_path / name, PROTOCOL, [], own=own)
+        stated = result.protocol["lpips"]
+        assert stated["name"].startswith(f"pixelwise-{stated['hash'][:8]}")
+        assert result.figures[f"LPIPS-first-last[{stated['name']}]"].value > 0
+        found.append(stated["name"])
+    assert found[0] != found[1] == found[2]  # a network of other weights has a figure of its own
 
 
 def test_what_is_refused_and_what_is_said(system, library, tmp_path):

@@ -8,12 +8,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from longtake.metrics.diversity import change_as_flow, diversity, moving_parts, nearest_distances
-from longtake.metrics.estimate import extrapolate, frechet_interval, mean_interval
+from longtake.metrics.estimate import (
+    extrapolate,
+    frechet_interval,
+    inception_interval,
+    mean_interval,
+    median_ratio_interval,
+    percentiles,
+)
 from longtake.metrics.frechet import Moments, frechet_distance
 from longtake.metrics.images import histogram_correlation, psnr, ssim
-from longtake.metrics.mmd import polynomial_mmd, subset_mmd
+from longtake.metrics.mmd import polynomial_mmd, subset_mmd, video_mmd
 from longtake.metrics.scores import coherence, inception_score
-from longtake.metrics.seam import seam_ratio, strongest_period
+from longtake.metrics.seam import first_join, joins, seam_ratio, strongest_period
 
 
 def features(n: int, dim: int = 6, seed: int = 0, shift: float = 0.0) -> np.ndarray:
@@ -77,14 +84,78 @@ def test_kernel_sums_in_blocks_equal_one_block(monkeypatch):
     assert np.array_equal(same.values, subset_mmd(a, b, 5, 10, seed=1).values)
 
 
+def clips_of_videos(videos: int, clips: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Clips that are like the others of their video, (videos * clips, 4), and the video of each."""
+    rng = np.random.default_rng(seed)
+    of = np.repeat(rng.permutation(videos), clips)
+    return rng.normal(size=(videos, 4))[of] + 0.1 * rng.normal(size=(len(of), 4)), of
+
+
+def test_kernel_distance_of_videos_with_several_clips_is_unbiased():
+    found, naive = [], []
+    for seed in range(300):
+        (a, of_a), (b, of_b) = clips_of_videos(12, 1, seed), clips_of_videos(6, 8, 1000 + seed)
+        found.append(video_mmd(a, b, of_a, of_b).value)
+        naive.append(polynomial_mmd(a, b))
+    error = np.std(found) / len(found) ** 0.5
+    assert abs(np.mean(found)) < 3 * error
+    assert np.mean(naive) > 3 * np.std(naive) / len(naive) ** 0.5
+
+
+def test_kernel_distance_leaves_out_the_pairs_within_a_video(monkeypatch):
+    (a, of_a), (b, of_b) = clips_of_videos(5, 3, 0), clips_of_videos(4, 2, 1)
+    of_a, a = of_a[1:], a[1:]  # not all of the same number of clips
+
+    def mean(x, y, pairs):
+        return ((x @ y.T / 4 + 1) ** 3)[pairs].mean()
+
+    everywhere = np.ones((len(a), len(b)), bool)
+    expected = mean(a, a, of_a[:, None] != of_a) + mean(b, b, of_b[:, None] != of_b) - 2 * mean(a, b, everywhere)
+    assert video_mmd(a, b, of_a, of_b).value == pytest.approx(expected, rel=1e-10)
+    monkeypatch.setattr("longtake.metrics.mmd.CHUNK", 4)
+    assert video_mmd(a, b, of_a, of_b).value == pytest.approx(expected, rel=1e-10)
+
+
+def test_kernel_distance_of_one_clip_a_video_is_the_plain_one():
+    a, b = features(23), features(31, seed=1, shift=0.1)
+    alone = np.random.default_rng(0).permutation(31)
+    assert video_mmd(a, b, np.arange(23), alone).value == pytest.approx(polynomial_mmd(a, b), rel=1e-10)
+
+
+def test_resampled_kernel_distances_lie_around_the_value():
+    (a, of_a), (b, of_b) = clips_of_videos(40, 2, 0), clips_of_videos(30, 2, 1)
+    found = video_mmd(a, b + 0.5, of_a, of_b, 400)
+    low, high = percentiles(found.resampled)
+    assert low < found.value < high
+    assert abs(found.resampled.mean() - found.value) < 0.3 * found.resampled.std()
+    two = video_mmd(a[:4], b, of_a[:4], of_b, 200)  # of two videos, half of the resamples have no pair
+    assert 50 < len(two.resampled) < 150
+
+
 def test_the_extrapolated_distance_is_nearer_the_truth():
     real, truth = features(6000, 20), 20 * 0.04
-    found = [extrapolate(features(200, 20, seed, shift=0.2), real, 1) for seed in range(1, 6)]
+    found = [extrapolate(features(200, 20, s, shift=0.2), real, np.arange(200), 1) for s in range(1, 6)]
     assert found[0].sizes[-1] == 200
     assert found[0].distances[0] > found[0].distances[-1]
     assert (
         abs(np.mean([f.value for f in found]) - truth) < abs(np.mean([f.distances[-1] for f in found]) - truth) / 2
     )
+
+
+def test_nothing_is_extrapolated_from_few_videos():
+    real, fake = features(500, 10), features(80, 10, 1)
+    assert min(extrapolate(fake, real, np.arange(80), 1).sizes) == 20
+    assert extrapolate(fake[:76], real, np.arange(76), 1) is None  # a quarter of them is 19, less than twice 10
+    frames = np.repeat(fake[:20], 16, 0)
+    assert extrapolate(frames, real, np.arange(320) // 16, 1) is None  # of 20 videos, however many frames
+
+
+def test_frames_of_a_video_are_extrapolated_together():
+    real, fake = features(500, 4), features(64, 4, 1)
+    alone = extrapolate(fake, real, np.arange(64), 0)
+    frames = extrapolate(np.repeat(fake, 16, 0), real, np.arange(1024) // 16, 0)
+    assert frames.sizes == alone.sizes
+    assert frames.value == pytest.approx(alone.value, rel=1e-6)  # copies add nothing to a biased covariance
 
 
 def test_the_interval_covers_the_value_and_shrinks():
@@ -109,6 +180,31 @@ def test_mean_interval():
     low, high = mean_interval(values)
     assert low < values.mean() < high
     assert mean_interval(values[:1]) is None
+
+
+def test_the_interval_of_an_inception_score_covers_as_often_as_it_says():
+    rng, truth, hits, widths = np.random.default_rng(0), np.exp(np.log(4) - 0.5 * np.log(2)), 0, []
+    for _ in range(60):  # four classes; half of the clips are certain, the other half hold two for possible
+        p = np.eye(4)[rng.integers(0, 4, 200)]
+        p[::2] = 0.5 * p[::2] + 0.5 * np.roll(p[::2], 1, axis=1)
+        low, high = inception_interval(p, 2, 50)
+        hits += low < truth < high
+        widths.append(high - low)
+    assert hits >= 52
+    assert max(widths) < 0.5
+    assert inception_interval(p, 1, 0) is None
+    assert inception_interval(p[:1], 1, 50) is None
+
+
+def test_the_interval_of_a_ratio_of_medians_knows_both_sides():
+    rng = np.random.default_rng(0)
+    a, b, of_b = rng.lognormal(0, 2, 300), rng.lognormal(0, 0.1, 300), np.arange(300) // 50
+    low, high = median_ratio_interval(a, b, of_b)
+    assert low < np.median(a) / np.median(b) < high < a.mean()
+    together = b + rng.normal(size=6)[of_b] * 0.4 + 2  # six videos, not three hundred clips
+    wide, narrow = (np.subtract(*median_ratio_interval(a * 0 + 1, together, of)) for of in (of_b, np.arange(300)))
+    assert abs(wide) > 2 * abs(narrow)
+    assert median_ratio_interval(a[:1], b, of_b) is None
 
 
 @settings(max_examples=20, deadline=None)
@@ -174,6 +270,26 @@ def test_joins_may_begin_later_than_their_period_says():
     assert seam_ratio(flat, 60, 65) == pytest.approx(3)
     assert seam_ratio(flat, 60) == pytest.approx(1, abs=0.2)
     assert seam_ratio(flat[:64], 60, 65) == 1
+
+
+@pytest.mark.parametrize(
+    ("period", "first", "given", "expected"),
+    [
+        (8, None, 0, 8),
+        (8, None, 1, 7),
+        (8, None, 8, 8),
+        (8, None, 16, 8),
+        (8, None, 17, 7),
+        (60, 65, 1, 64),
+        (60, 65, 65, 60),
+        (60, 65, 69, 56),
+        (15, 16, 16, 15),
+    ],
+)
+def test_joins_are_counted_from_the_first_frame_that_was_not_given(period, first, given, expected):
+    assert first_join(period, first, given) == expected
+    kept = joins(period, first, 400) - given  # numbers of differences among the frames that are kept
+    assert joins(period, expected, 400 - given).tolist() == kept[kept >= 0].tolist()
 
 
 def test_without_joins_or_motion_there_is_no_seam():

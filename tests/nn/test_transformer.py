@@ -67,16 +67,6 @@ def test_rows_of_a_batch_are_independent(transformer, tokens):
     torch.testing.assert_close(transformer(tokens), alone, rtol=0, atol=1e-12)
 
 
-def test_rewinding_undoes_steps(transformer, tokens):
-    cache = transformer.new_cache(3)
-    transformer(tokens[:, :5], cache)
-    expected = transformer(tokens[:, 5:8], cache)
-    cache.rewind(3)
-    transformer(tokens[:, :3], cache)  # other tokens at the same places
-    cache.rewind(3)
-    torch.testing.assert_close(transformer(tokens[:, 5:8], cache), expected, rtol=0, atol=0)
-
-
 def test_a_reset_cache_is_as_good_as_new(transformer, tokens):
     cache = transformer.new_cache(3)
     transformer(tokens, cache)
@@ -98,8 +88,6 @@ def test_too_many_tokens_are_refused(transformer, tokens):
     cache = transformer.new_cache(3, length=4)
     with pytest.raises(ValueError, match="holds 4 tokens"):
         transformer(tokens[:, :5], cache)
-    with pytest.raises(ValueError, match="rewind"):
-        cache.rewind(1)
 
 
 def test_a_width_that_the_heads_do_not_divide_is_refused():

@@ -88,6 +88,44 @@ def test_what_belongs_to_a_model_does_not_divide(tmp_path, own):
     assert compare(folders, tmp_path / "r.html") == [["one", "two"]]
 
 
+def test_what_a_model_was_given_is_marked(tmp_path):
+    told = {
+        "free": {"sees_test_video": False, "labels": [None], "settings": {}},
+        "labelled": {"sees_test_video": False, "labels": ["a"], "settings": {"top_k": 8, "mode": "<b>"}},
+        "recalling": {"sees_test_video": True, "labels": [None]},
+        "files": {"sees_test_video": None},
+    }
+    folders = [write(tmp_path / name, 3.0, media=False, **own) for name, own in told.items()]
+    assert compare(folders, tmp_path / "r.html") == [list(told)]
+    text = (tmp_path / "r.html").read_text()
+    seen = "<strong>the test videos, which it re-creates</strong>"
+    row = f"<tr><th>given</th><td>nothing</td><td>class</td><td>{seen}</td><td>not known</td></tr>"
+    assert row in text
+    settings = "<small>top_k 8, mode &quot;&lt;b&gt;&quot;</small>"
+    assert f"<tr><th>settings</th><td>-</td><td>{settings}</td><td>-</td><td>-</td></tr>" in text
+
+
+def test_texts_and_given_frames_are_marked(tmp_path):
+    own = {"sees_test_video": False, "prompts": [["", "a boat"]], "given_frames": 16, "labels": ["<i>"]}
+    compare([write(tmp_path / "one", 3.0, media=False, **own)], tmp_path / "r.html")
+    assert "<td>class, text, first frames: 16</td>" in (tmp_path / "r.html").read_text()
+
+
+def test_another_perceptual_network_divides_no_table(tmp_path):
+    folders = [write(tmp_path / n, 3.0, media=False, lpips={"name": n, "hash": n}) for n in ("a", "b")]
+    folders.append(write(tmp_path / "c", 3.0, media=False, lpips=None))
+    assert compare(folders, tmp_path / "r.html") == [["a", "b", "c"]]
+
+
+def test_measured_files_are_told_by_their_hash(tmp_path):
+    folder = write(tmp_path / "files", 3.0, media=False)
+    raw = json.loads((folder / "result.json").read_text())
+    raw["model"] = {"system": "videos", "folder": "x", "files": "0123456789abcdef"}
+    (folder / "result.json").write_text(json.dumps(raw))
+    compare([folder], tmp_path / "r.html")
+    assert "<small>videos 0123456789ab</small>" in (tmp_path / "r.html").read_text()
+
+
 def test_names_cannot_inject_anything(tmp_path):
     folder = write(tmp_path / "<script>alert(1)", 3.0)
     other = write(tmp_path / "two", 3.0, name="<img src=x onerror=alert(2)>")

@@ -8,6 +8,7 @@ import torch
 
 from longtake.data import video
 from longtake.errors import UserError
+from longtake.rollout.given import first_frames
 from longtake.rollout.source import SourceVideo, check_length
 from longtake.story import Story
 
@@ -43,3 +44,11 @@ def test_a_story_longer_than_its_source_is_refused(path):
     check_length(story, SourceVideo(story, (16, 16)), 25, "r2")
     with pytest.raises(UserError, match=r"has 30 frames, of which r2 can re-create 24; ask for at most 24"):
         check_length(story, SourceVideo(story, (16, 16)), 24, "r2")
+
+
+@pytest.mark.parametrize("fps", [10.0, 7.0, 24.0])
+def test_given_frames_are_those_of_a_source_video(path, fps):
+    source = SourceVideo(Story(frames=8, fps=fps, source_video=str(path)), (8, 8))
+    given = first_frames([Story(frames=99, fps=fps, first_frames=str(path))], (8, 8))
+    assert given is not None
+    assert torch.equal(given[0], source.read(0, source.frames))

@@ -15,14 +15,39 @@ from longtake.train.recipe import Recipe
 
 def test_the_whole_batch_costs_what_two_clips_scaled_do(library):
     tiny = TATS["tiny"]
-    recipe = Recipe("tats", "tiny", replace(tiny, prior=replace(tiny.prior, condition="none")), str(library), "")
+    recipe = vqgan_and_prior(library, discriminator_start=0)
     counted = count_flops(recipe, 1)
     assert {name: steps for name, (steps, _) in counted.items()} == {
-        "vqgan": tiny.vqgan_stage.steps,
+        "vqgan": 60,
         "prior": tiny.prior_stage.steps,
     }
     told = [float(x) for x in re.findall(r"PFLOP in all|([\d.]+) GFLOP an update", describe(recipe)) if x]
-    assert told == pytest.approx([flops / 1e9 for _, flops in counted.values()], rel=0.02, abs=0.06)
+    expected = [flops / 1e9 for _, flops in counted.values()]
+    assert told[0] == pytest.approx(expected[0], rel=0.02, abs=0.06)
+    assert told[1] < expected[1]  # which counts the making of its tokens too
+
+
+def test_what_switches_on_in_the_midst_counts_from_then_on(library):
+    costs = [
+        count_flops(vqgan_and_prior(library, discriminator_start=n), 1)["vqgan"][1] for n in (0, 30, 50, 10**6)
+    ]
+    for start, cost in zip((30, 50), costs[1:3], strict=True):
+        share = (cost - costs[3]) / (costs[0] - costs[3])
+        assert share == pytest.approx(1 - start / 60, abs=0.06)
+
+
+def test_what_is_kept_is_derived_once(library):
+    """The more often the same clips come, the less an update costs."""
+    few, many = (count_flops(vqgan_and_prior(library, steps=n), 1)["prior"][1] for n in (20, 2000))
+    assert few > 1.5 * many
+
+
+def vqgan_and_prior(library, discriminator_start: int = 0, steps: int = 20) -> Recipe:
+    tiny = TATS["tiny"]
+    first = replace(tiny.vqgan_stage, steps=60, discriminator_start=discriminator_start)
+    prior = replace(tiny.prior, condition="none")
+    config = replace(tiny, vqgan_stage=first, prior=prior, prior_stage=replace(tiny.prior_stage, steps=steps))
+    return Recipe("tats", "tiny", config, str(library), "")
 
 
 def test_what_comes_now_and_then_counts_as_often_as_it_comes(library):

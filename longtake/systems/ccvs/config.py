@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from longtake.rollout.sampling import SamplingSettings
 from longtake.systems.ccvs.augmentation import AugmentationConfig
 from longtake.systems.ccvs.autoencoder import AutoencoderConfig
 from longtake.systems.ccvs.transformer import Positions
@@ -238,6 +239,14 @@ class CCVSSettings:
     """Of the transformer's arithmetic; int8 is for CPUs only."""
     compile: bool = False
     """Compile the transformer's single-token step first (not with int8)."""
+
+    def __post_init__(self):
+        self.sampling(self.top_k)
+        self.sampling(self.state_top_k)
+
+    def sampling(self, top_k: int) -> SamplingSettings:
+        """How a token is chosen among the `top_k` likeliest; raises ValueError if it cannot be."""
+        return SamplingSettings(self.temperature, top_k, top_p=1.0)
 
 
 _TINY = CCVSConfig(

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from longtake.rollout.engine import Decoder
-from longtake.rollout.sampling import SamplingSettings, sample
+from longtake.rollout.sampling import sample
 from longtake.systems.ccvs.transformer import AnnotatedTransformer
 
 if TYPE_CHECKING:
@@ -40,8 +40,8 @@ class FrameSampler:
     def __init__(self, network: AnnotatedTransformer, batch: int, settings: CCVSSettings):
         self.layout = network.layout
         self.decoder = Decoder(network, batch, settings.precision, settings.compile)
-        self.frame = SamplingSettings(settings.temperature, settings.top_k, 1.0)
-        self.state = SamplingSettings(settings.temperature, settings.state_top_k, 1.0)
+        self.frame = settings.sampling(settings.top_k)
+        self.state = settings.sampling(settings.state_top_k)
         self.device = self.decoder.tokens.device
         self.pending: list[Tensor] = []
         self.places: list[Tensor] = []

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from longtake.nn.discriminators import DiscriminatorConfig
+from longtake.rollout.sampling import SamplingSettings
 from longtake.systems.loong.tokenizer import TokenizerConfig
 
 
@@ -175,6 +176,13 @@ class LoongSettings:
     extend: Literal["reencode", "raw", "grow"] = "reencode"
     """How a window goes on from the last: its last frames decoded and encoded again (the paper's way), its last
     tokens as they are, or the window as it is with positions that grow (for ablations)."""
+
+    def __post_init__(self):
+        self.sampling()
+
+    def sampling(self) -> SamplingSettings:
+        """How a token is chosen; raises ValueError if it cannot be."""
+        return SamplingSettings(self.temperature, self.top_k, self.top_p)
 
 
 SIZES = {

@@ -22,7 +22,7 @@ from longtake.rollout.given import count_first_frames, first_frames
 from longtake.rollout.labels import draw_labels, labels_at
 from longtake.rollout.llama import LlamaDecoder
 from longtake.rollout.rng import Rng
-from longtake.rollout.sampling import SamplingSettings, sample
+from longtake.rollout.sampling import sample
 from longtake.story import Story
 
 if TYPE_CHECKING:
@@ -141,7 +141,7 @@ class Writer:
         settings, config = system.settings, system.config
         self.system, self.scale = system, settings.guidance_scale
         self.guided = self.scale != 1 and system.texts is not None
-        self.sampling = SamplingSettings(settings.temperature, settings.top_k, settings.top_p)
+        self.sampling = settings.sampling()
         window, h, w = system.tokenizer.grid(config.frames, *config.size)
         self.area = h * w
         most = len(system.vocabulary.prefix([])) + (system.texts.length if system.texts else 0)

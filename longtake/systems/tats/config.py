@@ -7,6 +7,7 @@ from typing import Literal
 
 from longtake.nn.conv import Padding
 from longtake.nn.discriminators import DiscriminatorConfig
+from longtake.rollout.sampling import SamplingSettings
 from longtake.systems.tats.vqgan import VQGANConfig
 from longtake.systems.training import TransformerStageConfig
 
@@ -208,6 +209,19 @@ class TATSSettings:
     """Of the prior's arithmetic; int8 is for CPUs only."""
     compile: bool = False
     """Compile the prior's single-token step first (not with int8)."""
+
+    def __post_init__(self):
+        self.sampling(first=True)
+        self.sampling(first=False)
+
+    def sampling(self, first: bool) -> SamplingSettings:
+        """How tokens are chosen, in the first window or later.
+
+        Raises ValueError if they cannot be.
+        """
+        top_k = self.first_top_k if first and self.first_top_k is not None else self.top_k
+        top_p = self.first_top_p if first and self.first_top_p is not None else self.top_p
+        return SamplingSettings(self.temperature, top_k, top_p)
 
 
 _REPLICATED_TIME = Padding(time="replicate", space="zeros")

@@ -20,7 +20,6 @@ from longtake.rollout.rng import Rng
 from longtake.rollout.sampling import SamplingSettings
 from longtake.rollout.sound import sound_of
 from longtake.story import Story
-from longtake.systems.tats.config import TATSSettings
 from longtake.systems.tats.vqgan import WindowedDecoder
 
 if TYPE_CHECKING:
@@ -134,7 +133,7 @@ def latent_slices(system: TATS, stories: list[Story], rng: Rng, known: Tensor | 
             condition = _heard(system, heard, done - held)
         uniforms = rng.uniform("token", range(done * h * w, (done + count) * h * w)).to(system.device)
         uniforms = uniforms.view(len(stories), count, h, w)
-        tokens = _new_slices(system, prior, condition, context, uniforms, _sampling(settings, first))
+        tokens = _new_slices(system, prior, condition, context, uniforms, settings.sampling(first))
         context = torch.cat([context, tokens], 1)
         yield tokens - system.offset
         done, first = done + count, False
@@ -183,7 +182,7 @@ def with_between(
     """
     settings, every = system.settings, system.config.every
     interpolator = Decoder(system.interpolator, len(stories), settings.precision, settings.compile)
-    labels, sampling = _prior_labels(system, rng), _sampling(settings, first=False)
+    labels, sampling = _prior_labels(system, rng), settings.sampling(first=False)
     cuts = _cuts(stories, system.config.vqgan.compression[0] * every)
     before: Tensor | None = None
     segment = 0
@@ -231,13 +230,6 @@ def _heard(system: TATS, sounds: Tensor, first_slice: int) -> Tensor:
     part = sounds[:, start : start + system.config.frames]
     padded = torch.nn.functional.pad(part, (0, 0, 0, system.config.frames - part.shape[1]))
     return system.sound_tokens(padded.to(system.device))
-
-
-def _sampling(settings: TATSSettings, first: bool) -> SamplingSettings:
-    """How tokens are chosen, in the first window or later."""
-    top_k = settings.first_top_k if first and settings.first_top_k is not None else settings.top_k
-    top_p = settings.first_top_p if first and settings.first_top_p is not None else settings.top_p
-    return SamplingSettings(settings.temperature, top_k, top_p)
 
 
 def _codes(system: TATS) -> range:
