@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from longtake.data.clips import Clip, ClipSpec
-from longtake.data.library import Library, captions_at
+from longtake.data.library import Library
+from longtake.data.text import clipped
 
 
 class Batch(dict[str, Any]):
@@ -53,7 +54,7 @@ def address(library: Library, spec: ClipSpec, clips: list[Clip]) -> Batch:
     )
     if "caption" in spec.conditions:
         batch["caption"] = [
-            list(captions_at(library.rows[c.row], c.indices[0] / fps, (c.indices[-1] + 1) / fps)) for c in clips
+            clipped(library.rows[c.row].captions, c.indices[0] / fps, (c.indices[-1] + 1) / fps) for c in clips
         ]
     if "audio" in spec.conditions:
         batch["audio"] = torch.stack([torch.from_numpy(library.audio(c.row)[c.indices]) for c in clips])

@@ -250,10 +250,3 @@ class LibraryWriter:
 def _file_digest(path: Path) -> bytes:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").digest()
-
-
-def captions_at(row: Row, t0: float, t1: float) -> Iterator[tuple[float, float, str]]:
-    """The caption spans of a row that touch [t0, t1) seconds, clipped to it."""
-    for a, b, text in row.captions:
-        if a < t1 and b > t0:
-            yield max(a, t0), min(b, t1), text

@@ -72,6 +72,11 @@ def read_tokenizer(path: str | Path) -> str:
     return text
 
 
+def clipped(spans: Sequence[tuple[float, float, str]], t0: float, t1: float) -> list[tuple[float, float, str]]:
+    """Of timed captions what lies within [t0, t1) seconds."""
+    return [(max(a, t0), min(b, t1), text) for a, b, text in spans if a < t1 and b > t0]
+
+
 def main_caption(spans: Sequence[tuple[float, float, str]]) -> str:
     """Of a clip's timed captions the one that holds for most of it; empty where there is none."""
     return max(spans, key=lambda span: span[1] - span[0], default=(0, 0, ""))[2]

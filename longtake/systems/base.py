@@ -49,7 +49,7 @@ class ModelInfo:
     """(height, width)"""
     classes: tuple[str, ...] = ()
     class_counts: tuple[int, ...] = ()
-    """Training frames a class: how often labels are drawn where none is asked for, as clips are in training."""
+    """Places where a training clip of each class can begin: labels are drawn as often where none is asked for."""
     state_names: tuple[str, ...] = ()
     samples_per_frame: int | None = None
     library: str = ""
@@ -61,16 +61,23 @@ class ModelInfo:
     def of(library: Library, size: tuple[int, int]) -> ModelInfo:
         """What a library tells a model of frame size `size`."""
         head = library.header
-        train = [library.rows[i] for i in library.split("train")]
         return ModelInfo(
             fps=head.fps,
             size=size,
             classes=head.classes,
-            class_counts=tuple(sum(row.frames for row in train if row.label == name) for name in head.classes),
+            class_counts=class_counts(library, 1),
             state_names=head.state_names,
             samples_per_frame=head.samples_per_frame,
             library=head.hash,
         )
+
+
+def class_counts(library: Library, frames: int) -> tuple[int, ...]:
+    """Of each class, the places in training videos where a clip of so many frames can begin."""
+    rows = [library.rows[i] for i in library.split("train")]
+    return tuple(
+        sum(max(0, row.frames - frames + 1) for row in rows if row.label == name) for name in library.header.classes
+    )
 
 
 class Stage(ABC):

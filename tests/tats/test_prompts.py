@@ -104,6 +104,18 @@ def test_prompts_take_over_at_their_window(trained):
     assert not torch.equal(tokens(one), tokens(other))
 
 
+def test_captions_of_frames_that_are_padding_do_not_count(trained):
+    padding = replace(TINY.vqgan.padding, time="none")
+    made = system(replace(TINY, vqgan=replace(TINY.vqgan, padding=padding)), folder.load(trained).info)
+    before, after = made.vqgan.extra_frames()
+    assert before > 8
+    times = torch.arange(before + 8 + after)[None]
+    spans = [(0.0, before / 15, "square 1 comes"), (before / 15, (before + 4) / 15, "square 1 goes")]
+    batch = Batch(label=torch.tensor([-1]), caption=[spans], times=times, id=torch.arange(1))
+    expected = made.condition_tokens(torch.tensor([-1]), ["square 1 goes"])
+    assert torch.equal(made.condition_of(batch), expected)
+
+
 def test_the_caption_that_holds_longest_conditions_a_clip(trained):
     made = folder.load(trained)
     spans = [(0.0, 0.2, "square 1 comes"), (0.2, 0.6, "square 1 goes")]

@@ -70,10 +70,10 @@ class VQGANStageConfig:
 
     steps: int = 2_000_000
     """Updates."""
-    batch: int = 16
-    """Clips an update and process."""
+    batch: int = 96
+    """Clips an update and process: in the released command 8 processes have 2 each and accumulate 6 times."""
     lr: float = 9e-5
-    """Learning rate of both Adam optimisers."""
+    """Learning rate of both Adam optimisers; a smaller batch wants a smaller one (1.5e-5 at 16)."""
     betas: tuple[float, float] = (0.5, 0.9)
     """Their decay rates."""
     warmup: int = 0
@@ -113,6 +113,7 @@ class PriorStageConfig(TransformerStageConfig):
 
     steps: int = 500_000
     batch: int = 24
+    """Clips an update and process; sparse priors: 32, with a learning rate of 1.44e-4."""
     lr: float = 1.08e-4
 
 
@@ -259,7 +260,7 @@ SIZES = {
         vqgan=VQGANConfig(hidden=16, embedding=128, codes=4096, restart=0.5),
         discriminator=DiscriminatorConfig(width=32),
         prior=PriorConfig(layers=12, heads=8, width=512),
-        vqgan_stage=VQGANStageConfig(steps=100_000, lr=1e-4),
+        vqgan_stage=VQGANStageConfig(steps=100_000, batch=16, lr=1e-4),
         prior_stage=PriorStageConfig(steps=100_000, batch=32, lr=3e-4, warmup=1000, clip=1.0),
     ),
     "paper": TATSConfig(),

@@ -14,14 +14,14 @@ from torch import Tensor
 from longtake.data.audio import BANDS, COLUMNS, spectrogram
 from longtake.data.batch import Batch
 from longtake.data.library import Library
-from longtake.data.text import TextTokenizer, main_caption, read_tokenizer, train_tokenizer
+from longtake.data.text import TextTokenizer, clipped, main_caption, read_tokenizer, train_tokenizer
 from longtake.errors import UserError
 from longtake.nn.attention import between_mask
 from longtake.nn.discriminators import PatchDiscriminator
 from longtake.nn.transformer import Transformer, TransformerConfig
 from longtake.rollout.rng import Rng
 from longtake.story import Story
-from longtake.systems.base import ModelInfo, Stage, System
+from longtake.systems.base import ModelInfo, Stage, System, class_counts
 from longtake.systems.perceptual import load_perceptual
 from longtake.systems.tats.config import SIZES, TATSConfig, TATSSettings, TransformerSize
 from longtake.systems.tats.rollout import count_given, sliding_window
@@ -156,7 +156,8 @@ class TATS(System):
 
     @classmethod
     def learn_info(cls, config: TATSConfig, info: ModelInfo, library: Library) -> ModelInfo:
-        """The tokenizer of captions: the user's, or one trained on those of the training videos."""
+        """How often the prior sees each class; the tokenizer of captions: the user's, or one trained on theirs."""
+        info = replace(info, class_counts=class_counts(library, config.frames * config.every))
         wanted = config.prior.text
         if config.prior.condition != "text":
             return replace(info, tokenizer="")
@@ -204,8 +205,18 @@ class TATS(System):
             return self.sound_tokens(batch["audio"][:, before : before + self.config.frames])
         texts = None
         if self.texts is not None:
-            texts = [main_caption(spans) for spans in batch["caption"]]
+            texts = [main_caption(spans) for spans in self._captions(batch)]
         return self.condition_tokens(batch["label"], texts)
+
+    def _captions(self, batch: Batch) -> list[list[tuple[float, float, str]]]:
+        """Of each clip, the captions of the frames that become tokens."""
+        before, after = self.vqgan.extra_frames()
+        if not before + after:
+            return batch["caption"]
+        frame = 1 / self.info.fps
+        times = batch["times"][:, before : batch["times"].shape[1] - after] * frame
+        ends = zip(times[:, 0].tolist(), times[:, -1].tolist(), strict=True)
+        return [clipped(spans, t0, t1 + frame) for spans, (t0, t1) in zip(batch["caption"], ends, strict=True)]
 
     def check(self, story: Story) -> Story:
         story = super().check(story)
