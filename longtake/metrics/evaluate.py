@@ -45,7 +45,7 @@ from longtake.metrics.real import (
 )
 from longtake.metrics.records import Record, StoredRecord, VideoMeter, kinds_within, usable, write_record
 from longtake.metrics.result import Result
-from longtake.metrics.sources import Source
+from longtake.metrics.sources import FolderSource, Source
 from longtake.metrics.text import ClipScorer, spread_frames
 from longtake.nn.perceptual import PerceptualDistance
 from longtake.systems.folder import weights_hash
@@ -105,6 +105,10 @@ def evaluate(
     Raises:
         UserError: too few or too short videos, unfitting sizes or rates, a folder of another evaluation.
     """
+    if isinstance(source, FolderSource) and Path(output).resolve() == source.folder.resolve():
+        raise UserError(
+            f"-o {output} is the folder of the videos, which would be overwritten; choose another", code=2
+        )
     check_size(library, source.size)
     check_rate(library, source.fps)
     check_counts(source, library, protocol, extractors)
@@ -163,7 +167,8 @@ def check_counts(source: Source, library: Library, protocol: Protocol, extractor
             raise UserError(f"the extractor {extractor.name} takes none of the clips of protocol {protocol.name}")
     names = [e.name for e in extractors]
     if len(set(names)) < len(names):
-        raise UserError(f"two extractors are called {names[0]}; give each once", code=2)
+        twice = next(name for name in names if names.count(name) > 1)
+        raise UserError(f"two extractors are called {twice}; give each once", code=2)
 
 
 def _check_texts(source: Source, scorer: ClipScorer | None) -> None:

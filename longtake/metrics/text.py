@@ -36,7 +36,9 @@ class ClipScorer:
         try:
             from transformers import AutoTokenizer
 
-            self.tokenizer = AutoTokenizer.from_pretrained(str(path), local_files_only=True)
+            self.tokenizer = AutoTokenizer.from_pretrained(
+                str(path), local_files_only=True, trust_remote_code=False
+            )
         except (OSError, ValueError, KeyError) as error:
             raise UserError(f"{path} holds no tokenizer ({str(error).splitlines()[0]})", code=2) from None
         self.model: Any = model.to(torch.device(device))

@@ -25,7 +25,18 @@ VIDEOS = 4
 """Videos of each result on the page."""
 LARGEST_VIDEO = 8 << 20
 PLAYER = "controls loop muted playsinline"
-OWN = {"seeds", "settings", "labels", "seam_period", "seam_first", "longtake", "torch", "sees_test_video", "lpips"}
+OWN = {
+    "seeds",
+    "settings",
+    "labels",
+    "prompts",
+    "seam_period",
+    "seam_first",
+    "longtake",
+    "torch",
+    "sees_test_video",
+    "lpips",
+}
 """What may differ between results of one table: it belongs to a model, not to the measuring, or, as the network of
 LPIPS, stands in the figure's name. What a model was given is marked."""
 
@@ -78,6 +89,7 @@ def _entries(paths: list[Path]) -> list[Entry]:
     files = [p / "result.json" if p.is_dir() else p for p in paths]
     short = [f.resolve().parent.name for f in files]
     names = [n if short.count(n) == 1 else str(f.parent) for n, f in zip(short, files, strict=True)]
+    names = [n if names.count(n) == 1 else str(f) for n, f in zip(names, files, strict=True)]
     return [Entry(n, Result.read(f), f.parent) for n, f in zip(names, files, strict=True)]
 
 

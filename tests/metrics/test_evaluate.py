@@ -335,6 +335,16 @@ def test_what_is_refused_and_what_is_said(system, library, tmp_path):
         evaluate(source(system, library, 5), library, tmp_path / "one", PROTOCOL, [])
 
 
+def test_the_measured_videos_are_not_overwritten(library, tmp_path):
+    for i in range(2):
+        video.write_video(tmp_path / f"video-00{i}.mp4", [moving_square(i, 20)], 15.0)
+    before = [path.read_bytes() for path in sorted(tmp_path.iterdir())]
+    files = FolderSource(tmp_path, None, 20, 1024, None)
+    with pytest.raises(UserError, match="is the folder of the videos"):
+        evaluate(files, library, tmp_path / ".." / tmp_path.name, PROTOCOL, [])
+    assert [path.read_bytes() for path in sorted(tmp_path.iterdir())] == before
+
+
 def test_folders_that_cannot_be_measured(tmp_path):
     def refused(match: str, frames=None):
         with pytest.raises(UserError, match=match):
