@@ -398,12 +398,11 @@ def run(name: str, args: argparse.Namespace) -> None:
     record.write_text(json.dumps(told, indent=1))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def options(text: str) -> argparse.ArgumentParser:
+    """What models are trained with, and on which clips they are looked at."""
+    parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", help="an Atari library of 32 pixels")
     parser.add_argument("--output", required=True)
-    parser.add_argument("--arms", nargs="+", default=[], help="more arms to train and to measure")
-    parser.add_argument("--measures", nargs="+", choices=list(MEASURES), default=list(MEASURES))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--clips", type=int, default=64, help="held-out clips of a measure")
     parser.add_argument("--autoencoder-steps", type=int, default=4000)
@@ -411,6 +410,13 @@ def main() -> None:
     parser.add_argument("--prior-steps", type=int, default=3000)
     parser.add_argument("--prior-batch", type=int, default=4)
     parser.add_argument("--precision", default="bf16")
+    return parser
+
+
+def main() -> None:
+    parser = options(__doc__ or "")
+    parser.add_argument("--arms", nargs="+", default=[], help="more arms to train and to measure")
+    parser.add_argument("--measures", nargs="+", choices=list(MEASURES), default=list(MEASURES))
     parser.add_argument("--table", action="store_true", help="only rewrite docs/results")
     args = parser.parse_args()
     folder = Path(args.output)

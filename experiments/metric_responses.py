@@ -299,7 +299,8 @@ Made by `experiments/metric_responses.py`: real clips against the other half of 
 spoiled in one way at a time. Noise in grey levels (standard deviation), blur in pixels, frozen as the share of the
 clip that is one still, shuffled within stretches of so many frames, looped every so many frames. FVD and KVD are on
 the features of the named extractor; `±` is 1.96 bootstrap deviations over videos, and FVD_rise the 95 % interval of
-FVD less that of "nothing", the same videos drawn for both. PSNR and SSIM compare a spoiled clip with itself.
+FVD less that of "nothing", the same videos drawn for both; "rises" is judged at the strongest degree. PSNR and SSIM
+compare a spoiled clip with itself, the first 64 clips of 16 frames or 8 of 128.
 """
 
 
