@@ -19,7 +19,7 @@ compare-tiny: $(VENV)/.dev
 	$(BIN)/longtake data sample atari -o data/compare-tiny --minutes 12 --size 32 --games enduro freeway riverraid seaquest
 	mkdir -p runs/compare-tiny
 	$(BIN)/python experiments/comparison.py --data data/compare-tiny --output runs/compare-tiny \
-	  --results runs/compare-tiny --pflop 0.0001 --videos 16 --frames 128 --long 512
+	  --pflop 0.0001 --videos 16 --frames 128 --long 512
 	@echo "The page is $(CURDIR)/runs/compare-tiny/comparison.html."
 
 test-slow: $(VENV)/.dev

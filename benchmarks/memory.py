@@ -42,7 +42,7 @@ def main() -> None:
     rows = []
     for frames in args.frames:
         peak, seconds = measure(args.model, frames, more)
-        rows.append({"frames": frames, "peak_rss_mib": round(peak, 1), "seconds": round(seconds, 1)})
+        rows.append({"frames": frames, "peak_rss_mib": round(peak, 1), "seconds": round(seconds, 3)})
         print(f"{frames:6d} frames: peak {peak:7.1f} MiB, {seconds:6.1f} s", flush=True)
     growth = rows[-1]["peak_rss_mib"] / rows[0]["peak_rss_mib"] - 1
     print(f"growth from {args.frames[0]} to {args.frames[-1]} frames: {growth:+.1%}")

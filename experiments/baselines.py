@@ -22,7 +22,8 @@ def baseline(name: str, library: Library, folder: Path, count: int, frames: int)
     """
     folder.mkdir(parents=True, exist_ok=True)
     if name == "mean":
-        rows = [i for i in library.split("train") if library.rows[i].frames >= frames][:32]
+        rows = [i for i in library.split("train") if library.rows[i].frames >= frames]
+        rows = [rows[i * len(rows) // 32] for i in range(32)] if len(rows) > 32 else rows  # of every class
         total = np.zeros((frames, *library.header.size, 3))
         for row in rows:
             total += library.frames(row, range(frames))

@@ -6,7 +6,9 @@ Models at 32 pixels on one Atari library with states and sound, trained whole or
 * base: context of up to 15 frames, and a transformer that predicts;
 * end, states, sound, estimator: base's autoencoder with other transformers, and a state estimator.
 
-Measured, each with held-out clips (VGG-19 and I3D are stood in for by the bundled classifier r3d-atari):
+Measured, each with held-out clips. The bundled classifier r3d-atari stands in for VGG-19 as a loss and for I3D as
+the judge of FVD: arms can be compared with one another in FVD, but not with the baselines, which were not trained
+on it. FVD is of whole clips, given frames included; PSNR is not.
 
 1. reconstruction: PSNR and FVD of 16-frame clips from their codes, decoded with 0, 1, 8 and 15 context frames;
 2. sampling: FVD and DIV of 16-frame predictions from one frame with top-k 1, 10 and 100;
@@ -38,11 +40,13 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
+from records import once, publish, read
 
 from longtake.data import video
 from longtake.data.batch import to_float, to_uint8
 from longtake.data.clips import ClipPicker, ClipSpec
 from longtake.data.library import Library
+from longtake.files import write_text
 from longtake.metrics.diversity import diversity
 from longtake.metrics.extractors.registry import make_extractor
 from longtake.metrics.frechet import frechet_distance
@@ -371,7 +375,7 @@ def table(folder: Path) -> str:
     """Markdown: a table a measure, mean over seeds."""
     lines = []
     for name in MEASURES:
-        records = [json.loads(p.read_text()) for p in sorted(folder.glob(f"{name}-seed*.json"))]
+        records = read(folder, f"{name}-seed*.json")
         lines += [f"\n**{name}** ({len(records)} seeds)" if records else f"\n**{name}**: not run"]
         rows = dict.fromkeys(row for record in records for row in record["rows"])
         for row in rows:
@@ -388,14 +392,15 @@ def table(folder: Path) -> str:
 
 def run(name: str, args: argparse.Namespace) -> None:
     """One measure: what its record lacks, then the record anew."""
-    record = Path(args.output) / f"{name}-seed{args.seed}.json"
-    rows = json.loads(record.read_text())["rows"] if record.exists() else {}
+    path = Path(args.output) / f"{name}-seed{args.seed}.json"
+    trained = ("autoencoder_steps", "autoencoder_batch", "prior_steps", "prior_batch")
+    options = {n: getattr(args, n) for n in ("seed", "clips", *trained)} | {"library": Library(args.data).hash}
+    rows = once(path, options, lambda: {"rows": {}})["rows"]
     if rows and name not in GROWING:
         return
     with tempfile.TemporaryDirectory() as scratch:
         MEASURES[name](args, Path(scratch), rows)
-    told = {"seed": args.seed, "clips": args.clips, "library": Library(args.data).hash, "rows": rows}
-    record.write_text(json.dumps(told, indent=1))
+    write_text(path, json.dumps({"rows": rows, "made_with": options}, indent=1) + "\n")
 
 
 def options(text: str) -> argparse.ArgumentParser:
@@ -427,11 +432,11 @@ def main() -> None:
             train(arm, args)
         for name in args.measures:
             run(name, args)
-    records = {
-        p.stem: json.loads(p.read_text()) for name in MEASURES for p in sorted(folder.glob(f"{name}-seed*.json"))
-    }
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    (RESULTS / "ccvs_ablation.json").write_text(json.dumps(records, indent=1) + "\n")
+    if args.table:
+        named = {
+            p.stem: json.loads(p.read_text()) for m in MEASURES for p in sorted(folder.glob(f"{m}-seed*.json"))
+        }
+        publish(RESULTS / "ccvs_ablation.json", named)
     print(table(folder))
 
 

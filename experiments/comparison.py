@@ -8,7 +8,7 @@ kernel keeps. Two baselines stand beside them.
 
     longtake data sample atari -o data/atari32 --minutes 100 --size 32 --games enduro freeway riverraid seaquest
     python experiments/comparison.py --data data/atari32 --output runs/compare --pflop 0.02
-    python experiments/comparison.py --output runs/compare --table
+    python experiments/comparison.py --output runs/compare --table --results docs/results
 
 The queue resumes: what is trained, measured or timed is not done again, and several processes may each take some
 of the systems (`--systems`). Figures go to docs/results/comparison.json, curves to comparison.png, the page of
@@ -30,6 +30,7 @@ from pathlib import Path
 import numpy as np
 import yaml
 from baselines import NAMES, baseline
+from records import publish
 
 from longtake.config import read_yaml
 from longtake.data.library import Library
@@ -42,7 +43,7 @@ from longtake.train.dryrun import count_flops
 from longtake.train.recipe import read_recipe
 
 ROOT = Path(__file__).parents[1]
-RECIPES, RESULTS = ROOT / "recipes" / "compare", ROOT / "docs" / "results"
+RECIPES = ROOT / "recipes" / "compare"
 EXTRACTOR, PROTOCOL = "r3d-atari", "longtake-1"
 SHORT = 16
 
@@ -182,7 +183,7 @@ def rollout(name: str, args: argparse.Namespace) -> dict | None:
         more = ["--source-video", str(library.path / library.rows[row].file), *more]
     elif entry.given:
         more = ["--first-frames", write_first(library, row, entry.given, library.header.size, out), *more]
-    kept = out / "memory.json"
+    kept = out / f"memory-{name}.json"
     command = [sys.executable, str(ROOT / "benchmarks" / "memory.py"), str(out / name)]
     command += ["--frames", "64", str(args.long), "--output", str(kept), *more]
     watched(command, out / "log")
@@ -326,7 +327,7 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=1024, help="of each measured video")
     parser.add_argument("--long", type=int, default=1000, help="frames of the video that is timed")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--results", default=str(RESULTS), help="where comparison.json and .png are written")
+    parser.add_argument("--results", help="where comparison.json and .png are written (default: --output)")
     parser.add_argument("--table", action="store_true", help="only rewrite the results")
     args = parser.parse_args()
     out = Path(args.output)
@@ -338,8 +339,9 @@ def main() -> None:
             run_baseline(name, args)
     records = collect(args)
     if records:
-        (Path(args.results) / "comparison.json").write_text(json.dumps(records, indent=1) + "\n")
-        plot(records, Path(args.results) / "comparison.png")
+        results = Path(args.results or out)
+        publish(results / "comparison.json", records)
+        plot(records, results / "comparison.png")
         folders = [out / f"evaluation-{name}" for name in records]
         subprocess.run(longtake("compare", *folders, "-o", out / "comparison.html"), check=True)
         print(table(records))

@@ -32,10 +32,12 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
+from records import once, publish, read
 
 from longtake.config import from_dict
 from longtake.data.batch import Batch, to_uint8
@@ -102,7 +104,7 @@ class Judge:
         frozen = self.real[:, :1].repeat(CLIP, 1)
         mean = self.real.mean(0, keepdims=True).round().astype(np.uint8).repeat(len(self.real), 0)
         shown = {"real": self.real, "first frame frozen": frozen, "mean clip": mean}
-        what = f"{len(self.real)} clips of {self.real.shape[2]} pixels"
+        what = f"{len(self.real)} clips of {self.real.shape[2]} pixels, library {self.library.hash[:8]}"
         return {f"{name}, {what}": self.distance(clips) for name, clips in shown.items()}
 
 
@@ -321,30 +323,27 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     if not args.table:
         judge = Judge(Library(args.data), args.videos)
-        base = folder / f"baselines-{args.videos}-{judge.library.header.size[0]}.json"
-        if not base.exists():
-            base.write_text(json.dumps(judge.baselines(), indent=1))
+        once(folder / f"baselines-{args.videos}-{judge.library.hash[:8]}.json", {}, judge.baselines)
         for seed in args.seeds:
             for part in args.parts:
                 run, arms = ARMS[part]
                 for arm in arms if args.arms is None else [a for a in arms if a in args.arms]:
-                    record = folder / f"record-{part}-{arms.index(arm)}-{seed}.json"
-                    if not record.exists():
-                        made = {"part": part, "arm": arm, "seed": seed, "library": judge.library.hash}
-                        made |= {k: getattr(args, k) for k in ("frames", "videos", "guidance", "updates")}
-                        made["model"] = Path(args.model or args.tokenizer or "").name
-                        record.write_text(
-                            json.dumps({**made, "figures": run(part, arm, seed, args, judge)}, indent=1)
-                        )
-    records = [json.loads(p.read_text()) for p in sorted(folder.glob("record-*.json"))]
-    if records:
-        baselines: dict[str, float] = {}
-        for path in sorted(folder.glob("baselines-*.json")):
-            baselines |= json.loads(path.read_text())
-        whole = {"baselines": baselines, "records": records}
-        (RESULTS / "loong_ablation.json").write_text(json.dumps(whole, indent=1) + "\n")
-        print("distance of " + ", ".join(f"{k}: {v:.4g}" for k, v in baselines.items()))
-        print(table(records))
+                    told = {"part": part, "arm": arm, "seed": seed, "library": judge.library.hash}
+                    told |= {k: getattr(args, k) for k in ("frames", "videos", "guidance", "updates")}
+                    told["model"] = Path(args.model or args.tokenizer or "").name
+                    made = partial(_record, told, partial(run, part, arm, seed, args, judge))
+                    once(folder / f"record-{part}-{arms.index(arm)}-{seed}.json", told, made)
+    records = read(folder, "record-*.json")
+    grounds = read(folder, "baselines-*.json")
+    baselines = {name: value for ground in grounds for name, value in ground.items() if name != "made_with"}
+    if args.table:
+        publish(RESULTS / "loong_ablation.json", records and {"baselines": baselines, "records": records})
+    print("distance of " + ", ".join(f"{k}: {v:.4g}" for k, v in baselines.items()))
+    print(table(records))
+
+
+def _record(told: dict, run: Callable[[], dict]) -> dict:
+    return {**told, "figures": run()}
 
 
 if __name__ == "__main__":

@@ -3,13 +3,13 @@
 An arm is a system, what its configuration changes, and the settings it generates with; arms of one configuration
 share a training. Each is measured on test footage by FVD of 16 and 128 frames and their ratio (features of
 r3d-atari), the longest repetition, and the time a 1,000-frame video takes. Two baselines stand beside them: test
-videos whose first frame is frozen, and the mean of all test videos. A table whose reference arm does not beat both
+videos whose first frame is frozen, and the mean of training videos. A table whose reference arm does not beat both
 says so.
 
     longtake data sample atari -o data/atari32 --minutes 60 --size 32
     python experiments/recall_ablation.py --data data/atari32 --output runs/recall          # the core tables
     python experiments/recall_ablation.py --data data/atari32 --output runs/recall --tables 4.3 5.6 --seeds 0 1 2
-    python experiments/recall_ablation.py --output runs/recall --table-only                 # rewrite docs/results
+    python experiments/recall_ablation.py --output runs/recall --table                      # rewrite docs/results
 
 Runs resume, and what is measured already is not measured again; records made with other --steps, --plan-steps,
 --width, --lr or --videos are refused. Tab. 4.8 (sampling step 4) is Tab. 4.2's last arm
@@ -21,12 +21,14 @@ from __future__ import annotations
 
 import argparse
 import glob
-import json
 import time
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+from baselines import NAMES, baseline
+from records import alike, once, publish, read
 
 from longtake.api import configure
 from longtake.config import from_dict, to_dict
@@ -35,7 +37,6 @@ from longtake.data.library import Library
 from longtake.metrics.evaluate import evaluate
 from longtake.metrics.extractors.registry import make_extractor
 from longtake.metrics.protocol import PROTOCOLS
-from longtake.metrics.real import clip_of
 from longtake.metrics.sources import FolderSource, ModelSource
 from longtake.systems import system_class
 from longtake.systems.base import System
@@ -231,30 +232,20 @@ def measure(arm: Arm, run: Path, seed: int, args: argparse.Namespace) -> dict:
         source = ModelSource(system, library, args.videos, GIVEN, 1000 * seed, protocol.to_bytes)
     figures = _figures(source, library, Path(args.output) / f"evaluation-{_slug(arm, seed)}")
     seconds = None if arm.system == "encgan3" else _time(system, source)
-    return {"figures": figures, "seconds_per_1000_frames": seconds, "made_with": made_with(arm, args)}
+    return {"figures": figures, "seconds_per_1000_frames": seconds}
 
 
 def made_with(arm: Arm, args: argparse.Namespace) -> dict:
     """Options that a record depends on and its name does not tell."""
     planner = {"plan_steps": args.plan_steps} if arm.system == "r3" else {}
     changed = {name: getattr(args, name) for name in ("width", "lr") if getattr(args, name)}
-    return {"steps": args.steps, **planner, **changed, "videos": args.videos}
-
-
-def stored(path: Path, wanted: dict | None) -> dict:
-    """A record, which must have been made with the options that are `wanted` now (None: with any)."""
-    record = json.loads(path.read_text())
-    found = record.get("made_with")
-    if wanted is not None and found != wanted:
-        raise SystemExit(f"{path} was made with {found}, not {wanted}; choose another --output or remove it")
-    return record
+    library = {"library": Library(args.data).hash}
+    return {"steps": args.steps, **planner, **changed, "videos": args.videos, **library}
 
 
 def records_of(arm: Arm, args: argparse.Namespace) -> list[dict]:
     """What is stored of an arm, a record a seed."""
-    names = f"record-{glob.escape(_slug(arm, 0)[:-1])}*.json"
-    wanted = None if args.table_only else made_with(arm, args)
-    return [stored(path, wanted) for path in sorted(Path(args.output).glob(names))]
+    return alike(read(args.output, f"record-{glob.escape(_slug(arm, 0)[:-1])}*.json"))
 
 
 def _slug(arm: Arm, seed: int) -> str:
@@ -284,33 +275,16 @@ def _time(system: System, source: ModelSource) -> float:
 
 
 def baselines(args: argparse.Namespace) -> dict:
-    """Figures of test videos with their first frame frozen, and of the mean test video."""
-    folder = Path(args.output)
-    record, made = folder / "baselines.json", {"videos": args.videos}
-    if record.exists():
-        return stored(record, None if args.table_only else made)["figures"]
-    if not args.data:
-        return {}
-    library = Library(args.data)
-    rows = [r for r in library.split("test") if library.rows[r].frames >= FRAMES]
-    size = library.header.size
-    clips = [clip_of(library, row, range(FRAMES), size) for row in rows]
-    kinds = {
-        "first frame frozen": [np.repeat(clip[:1], FRAMES, 0) for clip in clips],
-        "mean video": [np.mean([c.astype(np.float32) for c in clips], 0).round().astype(np.uint8)] * len(clips),
+    """Figures of test videos whose first frame stays, and of the mean of training videos."""
+    library, folder = Library(args.data), Path(args.output)
+    return {
+        name: _figures(
+            baseline(name, library, folder / f"baseline-{name}", args.videos, FRAMES),
+            library,
+            folder / f"evaluation-{name}",
+        )
+        for name in NAMES
     }
-    found = {}
-    for kind, videos in kinds.items():
-        place = folder / f"baseline-{kind.replace(' ', '-')}"
-        place.mkdir(parents=True, exist_ok=True)
-        for i in range(args.videos):
-            path = place / f"{i:03d}.mp4"
-            if not path.exists():
-                video.write_video(path, [videos[i % len(videos)]], library.fps, crf=4, pixel_format="yuv444p")
-        source = FolderSource(place, args.videos, FRAMES, FRAMES)
-        found[kind] = _figures(source, library, folder / f"evaluation-{place.name}")
-    record.write_text(json.dumps({"figures": found, "made_with": made}, indent=1))
-    return found
 
 
 def fvd(figures: dict, frames: int) -> float | None:
@@ -370,26 +344,26 @@ def main() -> None:
     parser.add_argument(
         "--results", default=str(RESULTS / "recall_ablation.json"), help="where records are gathered"
     )
-    parser.add_argument("--table-only", action="store_true", help="only rewrite docs/results")
+    parser.add_argument("--table", action="store_true", help="only rewrite docs/results")
     args = parser.parse_args()
     folder = Path(args.output)
     folder.mkdir(parents=True, exist_ok=True)
-    for name in [] if args.table_only else args.tables:
+    for name in [] if args.table else args.tables:
         for seed in args.seeds:
             for arm in TABLES[name]:
-                record = folder / f"record-{_slug(arm, seed)}.json"
-                if record.exists():
-                    stored(record, made_with(arm, args))
-                else:
-                    run = train(arm, seed, args)
-                    record.write_text(json.dumps(measure(arm, run, seed, args), indent=1))
-    base = baselines(args)
+                made = partial(lambda arm, seed: measure(arm, train(arm, seed, args), seed, args), arm, seed)
+                once(folder / f"record-{_slug(arm, seed)}.json", made_with(arm, args), made)
+    if not args.table:
+        options = {"videos": args.videos, "library": Library(args.data).hash}
+        once(folder / "baselines.json", options, lambda: {"figures": baselines(args)})
+    base = next((record["figures"] for record in read(folder, "baselines.json")), {})
     tables, texts = {}, []
     for name, arms in TABLES.items():
         found = {arm.name: records_of(arm, args) for arm in arms}
         tables[name] = {"arms": [to_dict(arm) for arm in arms], "records": found}
         texts.append(table(name, found, base))
-    Path(args.results).write_text(json.dumps({"tables": tables, "baselines": base}, indent=1) + "\n")
+    if args.table:
+        publish(Path(args.results), {"tables": tables, "baselines": base})
     print("\n\n".join(texts))
 
 

@@ -21,15 +21,17 @@ Runs resume; an arm that is done is not run again.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from baselines import NAMES, baseline
+from records import alike, once, publish, read
 
+from longtake.config import to_dict
 from longtake.data.library import Library
 from longtake.metrics.evaluate import evaluate
 from longtake.metrics.extractors.registry import make_extractor
@@ -143,8 +145,7 @@ def measure(arm: str, seed: int, run: Path, args: argparse.Namespace) -> dict:
     assert isinstance(system, StyleGANV)
     source = ModelSource(system, library, args.videos, FRAMES, 0, PROTOCOLS["longtake-1"].to_bytes)
     folder = Path(args.output) / f"evaluation-{arm}-seed{seed}"
-    record = {"arm": arm, "seed": seed, "steps": args.steps, "videos": args.videos, "library": library.hash}
-    record["figures"] = figures(source, library, folder)
+    record: dict = {"arm": arm, "seed": seed, "figures": figures(source, library, folder)}
     if system.config.motion.spacing > 1:
         record["roughness_at_tokens"] = roughness(system)
     return record
@@ -163,7 +164,7 @@ def baselines(args: argparse.Namespace) -> dict:
 def table(records: list[dict]) -> str:
     """Markdown: a row an arm, means and spreads over seeds, the paper's figures beside them."""
     keys = ("FVD16[r3d-atari]", "FVD128[r3d-atari]")
-    done = {arm: [r for r in records if r["arm"] == arm] for arm in ARMS}
+    done = {arm: alike([r for r in records if r["arm"] == arm]) for arm in ARMS}
     ground = next((r["figures"] for r in records if r["arm"] == "baselines"), {})
     lines = [
         "| arm | seeds | FVD16 | FVD128 | at tokens / elsewhere | paper (FFS 256): FVD16, FVD128 |",
@@ -205,18 +206,18 @@ def main() -> None:
     folder = Path(args.output)
     folder.mkdir(parents=True, exist_ok=True)
     if not args.table:
-        if not (folder / "baselines-seed0.json").exists():
-            (folder / "baselines-seed0.json").write_text(json.dumps(baselines(args), indent=1))
+        library = Library(args.data)
+        options = {"videos": args.videos, "library": library.hash}
+        once(folder / "baselines-seed0.json", options, lambda: baselines(args))
         for seed in args.seeds:
             for arm in args.arms:
-                record = folder / f"{arm}-seed{seed}.json"
-                if not record.exists():
-                    run = train(arm, seed, args)
-                    record.write_text(json.dumps(measure(arm, seed, run, args), indent=1))
-    records = [json.loads(path.read_text()) for path in sorted(folder.glob("*-seed*.json"))]
+                own = options | {"config": to_dict(ARMS[arm](reference(library.header.size, args.steps)))}
+                made = partial(lambda arm, seed: measure(arm, seed, train(arm, seed, args), args), arm, seed)
+                once(folder / f"{arm}-seed{seed}.json", own, made)
+    records = read(folder, "*-seed*.json")
     print(table(records))
     if args.table:
-        (RESULTS / "stylegan_v_ablation.json").write_text(json.dumps(records, indent=1) + "\n")
+        publish(RESULTS / "stylegan_v_ablation.json", records)
 
 
 if __name__ == "__main__":

@@ -23,13 +23,14 @@ Runs resume; what is done is not run again.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
+from records import once, publish, read
 from torch import Tensor
 
 from longtake.config import from_dict
@@ -367,14 +368,14 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for seed in [] if args.table else args.seeds:
         for kind in args.kinds:
-            record = folder / f"{kind}-{seed}.json"
-            if not record.exists():
-                run = train(kind, seed, args)
-                record.write_text(json.dumps(measure(kind, seed, run, args), indent=1))
-    records = [json.loads(p.read_text()) for p in sorted(folder.glob("*-?.json"))]
-    if records:
-        (RESULTS / "tats_conditions.json").write_text(json.dumps(records, indent=1) + "\n")
-        print(table(records))
+            options = {n: getattr(args, n) for n in ("vqgan", "steps", "sound_steps", "videos", "clips")}
+            options["library"] = Library(args.data).hash
+            made = partial(lambda kind, seed: measure(kind, seed, train(kind, seed, args), args), kind, seed)
+            once(folder / f"{kind}-{seed}.json", options, made)
+    records = read(folder, "*-?.json")
+    if args.table:
+        publish(RESULTS / "tats_conditions.json", records)
+    print(table(records))
 
 
 if __name__ == "__main__":

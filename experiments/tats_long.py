@@ -25,9 +25,11 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from baselines import NAMES, baseline
+from records import once, publish, read
 
 from longtake.config import from_dict
 from longtake.data.library import Library
@@ -177,20 +179,19 @@ def main() -> None:
     folder = Path(args.output)
     for path in [p for arm in ARMS for p in sorted(folder.glob(f"{arm}-seed*.json"))] if args.cost else []:
         path.write_text(json.dumps(json.loads(path.read_text()) | {"cost": cost(folder / path.stem)}, indent=1))
-    for arm in [] if args.table or args.cost else args.arms:
-        record = folder / f"{arm}-seed{args.seed}.json"
-        if not record.exists():
-            run = train(arm, args)
-            record.write_text(json.dumps(measure(arm, run, args), indent=1))
-    for name in [] if args.table or args.cost else NAMES:
-        record = folder / f"{name}-seed{args.seed}.json"
-        if not record.exists():
-            record.write_text(json.dumps(measure_baseline(name, args), indent=1))
-    records = [json.loads(p.read_text()) for p in sorted(folder.glob("*-seed*.json"))]
-    if records:
-        (RESULTS / "tats_long.json").write_text(json.dumps(records, indent=1) + "\n")
+    if not args.table and not args.cost:
+        options = {"videos": args.videos, "library": Library(args.data).hash}
+        trained = {name: getattr(args, name) for name in ("vqgan", "vqgan_steps", "prior_steps")}
+        for arm in args.arms:
+            made = partial(lambda arm: measure(arm, train(arm, args), args), arm)
+            once(folder / f"{arm}-seed{args.seed}.json", options | trained, made)
+        for name in NAMES:
+            once(folder / f"{name}-seed{args.seed}.json", options, partial(measure_baseline, name, args))
+    records = read(folder, "*-seed*.json")
+    if args.table:
+        publish(RESULTS / "tats_long.json", records)
         plot(records, RESULTS / "tats_long.png")
-        print(table(records))
+    print(table(records))
 
 
 if __name__ == "__main__":

@@ -18,11 +18,12 @@ Runs resume; an arm that is done is not run again.
 from __future__ import annotations
 
 import argparse
-import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
+from records import once, publish, read
 
 from longtake.data.batch import to_float
 from longtake.data.cache import FrameCache
@@ -255,14 +256,14 @@ def main() -> None:
     args = parser.parse_args()
     folder = Path(args.output)
     for arm in [] if args.table else [list(ARMS)[i] for i in args.arms]:
-        record = folder / f"{list(ARMS).index(arm)}-seed{args.seed}.json"
-        if not record.exists():
-            run = train(arm, args)
-            record.write_text(json.dumps(measure(arm, run, args), indent=1))
-    records = [json.loads(p.read_text()) for p in sorted(folder.glob("*-seed*.json"))]
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    (RESULTS / "tats_padding.json").write_text(json.dumps(records, indent=1) + "\n")
-    plot(records, RESULTS / "tats_padding.png")
+        options = {name: getattr(args, name) for name in ("vqgan_steps", "prior_steps", "precision")}
+        options["library"] = Library(args.data).hash
+        made = partial(lambda arm: measure(arm, train(arm, args), args), arm)
+        once(folder / f"{list(ARMS).index(arm)}-seed{args.seed}.json", options, made)
+    records = read(folder, "*-seed*.json")
+    if args.table:
+        publish(RESULTS / "tats_padding.json", records)
+        plot(records, RESULTS / "tats_padding.png")
     print(table(records))
 
 

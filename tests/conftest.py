@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import importlib
+import sys
 import warnings
 from pathlib import Path
 
@@ -67,3 +69,16 @@ def lightning(path, state, sizes=(), **args):
     hyper = {"args": argparse.Namespace(**args)} if args else {}
     torch.save({"state_dict": dict(state, **dict(sizes)), "hyper_parameters": hyper, "callbacks": {}}, path)
     return path
+
+
+@pytest.fixture(scope="module")
+def experiment():
+    """A module of experiments/ by its name, loaded as a script loads it: beside its neighbours."""
+    folder = str(Path(__file__).parents[1] / "experiments")
+    before = set(sys.modules)
+    sys.path.insert(0, folder)
+    yield importlib.import_module
+    sys.path.remove(folder)
+    for name in set(sys.modules) - before:
+        if str(getattr(sys.modules[name], "__file__", "")).startswith(folder):
+            del sys.modules[name]

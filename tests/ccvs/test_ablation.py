@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -19,19 +17,12 @@ from longtake.systems.base import ModelInfo
 from longtake.systems.ccvs.config import SIZES
 from longtake.systems.ccvs.system import CCVS
 
-SCRIPT = Path(__file__).parents[2] / "experiments" / "ccvs_ablation.py"
 TINY = SIZES["tiny"]
 
 
-@pytest.fixture
-def script(monkeypatch) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("ccvs_ablation", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "ccvs_ablation", module)
-    spec.loader.exec_module(module)
-    return module
+@pytest.fixture(scope="module")
+def script(experiment) -> ModuleType:
+    return experiment("ccvs_ablation")
 
 
 def arguments(output: Path, *arms: str) -> argparse.Namespace:

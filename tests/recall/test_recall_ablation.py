@@ -3,26 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
-import sys
 from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).parents[2] / "experiments" / "recall_ablation.py"
-
 
 @pytest.fixture(scope="module")
-def ablation():
-    spec = importlib.util.spec_from_file_location("recall_ablation", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # where dataclasses look their annotations up
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules[spec.name]
+def ablation(experiment):
+    return experiment("recall_ablation")
 
 
 def options(output: Path, **more) -> argparse.Namespace:
@@ -34,10 +23,15 @@ def options(output: Path, **more) -> argparse.Namespace:
             "width": None,
             "lr": None,
             "videos": 4,
-            "table_only": False,
+            "data": str(output.parent / "library"),
             **more,
         }
     )
+
+
+@pytest.fixture(autouse=True)
+def no_library(ablation, monkeypatch):
+    monkeypatch.setattr(ablation, "Library", lambda path: argparse.Namespace(hash="h"))
 
 
 def test_records_of_every_arm_are_found_again(ablation, tmp_path):
@@ -53,23 +47,15 @@ def test_records_of_every_arm_are_found_again(ablation, tmp_path):
 
 
 @pytest.mark.parametrize("option", ["steps", "plan_steps", "width", "lr", "videos"])
-def test_records_made_with_other_options_are_refused(ablation, tmp_path, option):
-    arm, args = ablation.Arm("R3", "r3"), options(tmp_path)
-    record = {"made_with": ablation.made_with(arm, args)}
-    (tmp_path / "record-r3-seed0.json").write_text(json.dumps(record))
-    assert ablation.records_of(arm, args) == [record]
-    with pytest.raises(SystemExit, match=r"was made with .* choose another --output"):
-        ablation.records_of(arm, options(tmp_path, **{option: 77}))
-    assert ablation.records_of(arm, options(tmp_path, **{option: 77}, table_only=True)) == [record]
-
-
-def test_baselines_of_other_videos_are_refused(ablation, tmp_path):
-    (tmp_path / "baselines.json").write_text(
-        json.dumps({"figures": {"mean video": {}}, "made_with": {"videos": 4}})
-    )
-    assert ablation.baselines(options(tmp_path, steps=77)) == {"mean video": {}}
-    with pytest.raises(SystemExit, match=r"was made with .* choose another --output"):
-        ablation.baselines(options(tmp_path, videos=77))
+def test_seeds_made_with_other_options_are_not_averaged(ablation, tmp_path, option):
+    arm = ablation.Arm("R3", "r3")
+    for seed, args in enumerate((options(tmp_path), options(tmp_path, **{option: 77}))):
+        record = {"made_with": ablation.made_with(arm, args)}
+        (tmp_path / f"record-r3-seed{seed}.json").write_text(json.dumps(record))
+        if not seed:
+            assert ablation.records_of(arm, args) == [record]
+    with pytest.raises(SystemExit, match=r"made with .*77.*; keep them in folders of their own"):
+        ablation.records_of(arm, args)
 
 
 def test_tables_say_what_cannot_be_compared(ablation):
