@@ -11,8 +11,8 @@ kernel keeps. Two baselines stand beside them.
     python experiments/comparison.py --output runs/compare --table --results docs/results
 
 The queue resumes: what is trained, measured or timed is not done again, and several processes may each take some
-of the systems (`--systems`). Figures go to docs/results/comparison.json, curves to comparison.png, the page of
-`longtake compare` to comparison.html in the output folder.
+of the systems (`--systems`); times count only from a process that runs alone. Figures go to comparison.json, curves
+to comparison.png, the page of `longtake compare` to comparison.html.
 """
 
 from __future__ import annotations
