@@ -74,7 +74,8 @@ def base_config(args: argparse.Namespace) -> CCVSConfig:
     coder = replace(small.autoencoder, multipliers=(1, 1, 2), codes=256)
     images, clips = args.autoencoder_batch
     stage = replace(small.autoencoder_stage, image_batch=images, video_batch=clips)
-    stage = replace(stage, steps=args.autoencoder_steps, gan_start=args.autoencoder_steps // 3)
+    steps = args.autoencoder_steps
+    stage = replace(stage, steps=steps, quantise_start=3 * steps // 10, gan_start=6 * steps // 10)
     return replace(
         small,
         size=SIZE,

@@ -174,6 +174,21 @@ def test_the_image_loss_is_the_weighted_sum(monkeypatch):
     assert float(losses["loss"].detach()) == pytest.approx(float(expected.detach()), rel=1e-5)
 
 
+def test_the_codebook_is_drawn_when_its_time_comes():
+    coder = replace(TINY.autoencoder, quantiser="average")
+    made = system(replace(TINY, autoencoder=coder), quantise_start=5)
+    for step, begun in ((4, False), (5, True), (4, True)):
+        engine = recorded(made, step)
+        assert bool(made.autoencoder.codebook.initialised) == begun
+        terms = [float(losses["quantiser"].detach()) for name, losses in engine.losses if name == "generator"]
+        assert [term > 0 for term in terms] == [begun] * 2
+        made.autoencoder.eval()
+        with torch.no_grad():
+            figures = AutoencoderStage(made).validate({"clips": clips()})
+        made.autoencoder.train()
+        assert (figures["val/codebook_used"] > 0) == begun
+
+
 def test_flow_is_learned_where_the_context_is_seen():
     """Two levels; a flow of 4 pixels at full size is 2 of the coarsest level."""
     flow = torch.full((1, 2, 4, 4), 4.0)

@@ -55,6 +55,9 @@ class AutoencoderStageConfig:
     (a model folder or a bundled name); None leaves the term out."""
     quantiser_weight: float = 1.0
     """Weight of the codebook's loss (equation 3)."""
+    quantise_start: int = 0
+    """Updates of plain autoencoding before a codebook of moving averages is drawn from the encoder's vectors (the
+    paper has none). Small models that start quantised encode little more than their first few codes can say."""
     gan_weight: float = 1.0
     """Weight of the adversarial losses (equation 6) of both discriminators; 0 leaves both out."""
     gan_start: int = 0
@@ -284,7 +287,8 @@ SIZES = {
             l1_weight=5.0,  # or flow and mask outweigh it; much more, and no flow is learned
             perceptual_weight=30.0,  # of features without heads, which are means over channels
             gan_weight=0.1,
-            gan_start=1500,
+            quantise_start=1200,
+            gan_start=2500,
             end_share=0.25,
             unconditional=True,
             augmentation=AugmentationConfig(alpha=1.0, blur=0.4),

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from longtake.data.batch import Batch
 from longtake.data.clips import ClipSpec, Draw, Sparse, Step
+from longtake.nn.quantize import EMACodebook, Quantised, unquantised
 from longtake.nn.schedule import warmup_cosine
 from longtake.nn.video import psnr, tiled
 from longtake.systems.base import Engine, Losses, Stage
@@ -43,6 +44,7 @@ class AutoencoderStage(Stage):
         self.image_critic = system.networks["image_discriminator"]
         self.video_critic = system.networks["video_discriminator"]
         self.perceptual, self.adversarial = system.perceptual(), False
+        self.quantised = False
         self.steps, self.ema = self.config.steps, self.config.ema
         size, config = system.config.size, self.config
         strides = Step(1, max(1, (config.span - 1) // (config.frames - 1)))
@@ -69,6 +71,7 @@ class AutoencoderStage(Stage):
         if isinstance(self.perceptual, nn.Module):
             self.perceptual.to(engine.device)
         self.adversarial = engine.step >= self.config.gan_start and self.config.gan_weight > 0
+        self.quantised = engine.step >= self.config.quantise_start or self._has_codebook
         logs = self._image_part(batches["images"], engine)
         if "clips" in batches:
             logs |= self._video_part(batches["clips"], engine)
@@ -113,7 +116,7 @@ class AutoencoderStage(Stage):
         z, features = self.model.encode(torch.cat([view.context, real]))
         # Averages would spend codes on distorted views, which are never decoded; published: all are quantised.
         first = count if self.model.config.quantiser == "average" else 0
-        quantised = self.model.quantise(z[first:])
+        quantised = self._quantise(z[first:])
         context = [torch.cat([level[:count]] * 2) for level in features]
         decoded = self.model.decode(quantised.values[count - first :], [context])
         losses = self._reconstruction(real, decoded.frames, self.image_critic, decoded.frames)
@@ -128,6 +131,15 @@ class AutoencoderStage(Stage):
         codes = {"codebook/perplexity": quantised.perplexity, "codebook/used": quantised.used}
         return {"loss": total, **losses, **codes}, real, decoded.frames
 
+    def _quantise(self, z: Tensor) -> Quantised:
+        return self.model.quantise(z) if self.quantised or self._has_codebook else unquantised(z)
+
+    @property
+    def _has_codebook(self) -> bool:
+        """Codes of moving averages are drawn at `quantise_start`, unless they came from another model."""
+        codebook = self.model.codebook
+        return not isinstance(codebook, EMACodebook) or bool(codebook.initialised)
+
     def views(self, batch: Batch, engine: Engine) -> tuple[View, Tensor]:
         """A view of one frame of each pair (B, 3, 2, H, W), and the other; either may come first."""
         ids, frames = batch["id"].tolist(), batch["frames"]
@@ -139,7 +151,7 @@ class AutoencoderStage(Stage):
     def _video_losses(self, clip: Tensor, towards_end: bool) -> tuple[Losses, Tensor, Tensor | None]:
         """Losses of a clip (B, 3, T, H, W); the made clip, and its frames made without context, if asked for."""
         z, features = self.model.encode(clip.transpose(1, 2).flatten(0, 1))
-        quantised = self.model.quantise(z)
+        quantised = self._quantise(z)
         fake = self.roll(clip, quantised.values, features, towards_end)
         count = fake.shape[2] - 1 - towards_end
         real_frames, fake_frames = (x[:, :, 1 : 1 + count].transpose(1, 2).flatten(0, 1) for x in (clip, fake))
@@ -214,7 +226,7 @@ class AutoencoderStage(Stage):
         if "clips" in batches:
             clip = batches["clips"]["frames"]
             z, features = self.model.encode(clip.transpose(1, 2).flatten(0, 1))
-            quantised = self.model.quantise(z)
+            quantised = self._quantise(z)
             fake = self.roll(clip, quantised.values, features, False)
             real, made = (x[:, :, 1:].transpose(1, 2).flatten(0, 1) for x in (clip, fake))
             alone = self.model.decode(quantised.values, []).frames
@@ -230,5 +242,5 @@ class AutoencoderStage(Stage):
             return None
         clip = batches["clips"]["frames"][:4]
         z, features = self.model.encode(clip.transpose(1, 2).flatten(0, 1))
-        fake = self.roll(clip, self.model.quantise(z).values, features, False).float()
+        fake = self.roll(clip, self._quantise(z).values, features, False).float()
         return tiled(torch.stack([clip, fake]))
