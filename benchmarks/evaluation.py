@@ -130,18 +130,17 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=128, help="of each video in the memory runs")
     parser.add_argument("--output")
     args = parser.parse_args()
-    record: dict = {"threads": torch.get_num_threads(), "seconds_per_1000_clips": {}}
+    record: dict = {"threads": torch.get_num_threads(), "memory": [], "seconds_per_1000_clips": {}}
+    for videos in args.videos:  # first: a child's peak is at least what its parent's was when it was started
+        mib = peak(args.data, args.extractor, videos, args.frames)
+        record["memory"].append({"videos": videos, "frames": args.frames, "peak_rss_mib": round(mib, 1)})
+        print(f"{videos} videos: peak {mib:.0f} MiB", flush=True)
     for name, parts in split(Library(args.data), args.extractor).items():
         total = sum(parts.values())
         record["seconds_per_1000_clips"][name] = {k: round(v, 2) for k, v in parts.items()}
         print(f"{name}: " + ", ".join(f"{k} {v:.1f} s ({v / total:.0%})" for k, v in parts.items()), flush=True)
     record["i3d"] = {k: round(v, 3) for k, v in i3d_against_floor().items()}
     print(f"i3d: {record['i3d']}", flush=True)
-    record["memory"] = []
-    for videos in args.videos:
-        mib = peak(args.data, args.extractor, videos, args.frames)
-        record["memory"].append({"videos": videos, "frames": args.frames, "peak_rss_mib": round(mib, 1)})
-        print(f"{videos} videos: peak {mib:.0f} MiB", flush=True)
     if args.output:
         Path(args.output).write_text(json.dumps(record, indent=1) + "\n")
 
