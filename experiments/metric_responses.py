@@ -232,10 +232,9 @@ def run(args: argparse.Namespace, frames: int) -> dict:
             rows.append({"spoiling": name, "degree": degree, **measure(extractor, real, spoiled, of, made, plain)})
             print(f"{frames} frames, {name} {degree}: FVD {rows[-1]['FVD']:.4g}", flush=True)
     fast, of_fast = clips_of(library, right, frames, args.each, size, step=2)
-    alike = np.concatenate(
-        [np.flatnonzero(of == video)[: (of_fast == video).sum()] for video in np.unique(of_fast)]
-    )
-    plain = (plain[0][alike], of[alike])  # a clip takes twice the time, so a video has fewer; fewer are further off
+    # A fast clip takes twice the time, so a video has fewer of them; fewer clips are further off by themselves.
+    alike = np.concatenate([np.flatnonzero(of == row)[: (of_fast == row).sum()] for row in np.unique(of_fast)])
+    plain = (plain[0][alike], of[alike])
     rows.append({"spoiling": "double speed", "degree": "", **measure(extractor, real, fast, of_fast, None, plain)})
     return {
         "name": args.name,
