@@ -75,7 +75,9 @@ def base_config(args: argparse.Namespace) -> CCVSConfig:
     images, clips = args.autoencoder_batch
     stage = replace(small.autoencoder_stage, image_batch=images, video_batch=clips)
     steps = args.autoencoder_steps
-    stage = replace(stage, steps=steps, quantise_start=3 * steps // 10, gan_start=6 * steps // 10)
+    stage = replace(
+        stage, steps=steps, quantise_start=steps // 4, context_start=7 * steps // 10, gan_start=9 * steps // 10
+    )
     return replace(
         small,
         size=SIZE,

@@ -80,7 +80,15 @@ SYSTEMS = {
     "r2": Entry("R2", "source video"),
     "r2-improved": Entry("improved R2", "source video", ("candidates=1",)),
 }
-COUNTED_IN_UPDATES = {"steps", "warmup", "kl_warmup", "quantise_start", "discriminator_start", "gan_start"}
+COUNTED_IN_UPDATES = {
+    "steps",
+    "warmup",
+    "kl_warmup",
+    "quantise_start",
+    "discriminator_start",
+    "gan_start",
+    "context_start",
+}
 """Fields of the recipes that are scaled."""
 
 

@@ -189,6 +189,22 @@ def test_the_codebook_is_drawn_when_its_time_comes():
         assert (figures["val/codebook_used"] > 0) == begun
 
 
+def test_frames_are_decoded_alone_before_there_is_context():
+    made = system(context_start=5, gan_start=4, l2_weight=3.0, r1_every=3)
+    before = recorded(made, 4)
+    assert before.order == ["generator", "image_critic"]
+    ((_, losses),) = [found for found in before.losses if found[0] == "generator"]
+    frames = torch.cat([b["frames"].transpose(1, 2).flatten(0, 1) for b in (images(), clips())])
+    z, _ = made.autoencoder.encode(frames)
+    alone = made.autoencoder.decode(made.autoencoder.quantise(z).values, []).frames
+    torch.testing.assert_close(losses["l2"], 3 * (alone - frames).square().mean())
+    grads = torch.autograd.grad(
+        losses["loss"], list(made.autoencoder.decoder.fusions.parameters()), allow_unused=True
+    )
+    assert all(grad is None for grad in grads)
+    assert recorded(made, 5).order == recorded(system(gan_start=4, r1_every=3), 5).order
+
+
 def test_flow_is_learned_where_the_context_is_seen():
     """Two levels; a flow of 4 pixels at full size is 2 of the coarsest level."""
     flow = torch.full((1, 2, 4, 4), 4.0)

@@ -48,6 +48,9 @@ class AutoencoderStageConfig:
     """Let the learning rate fall to a tenth along a cosine."""
     l1_weight: float = 1.0
     """Weight of the mean absolute error, in [-1, 1] (equation 4)."""
+    l2_weight: float = 0.0
+    """Weight of the mean squared error in the same range (the paper has none). The mean absolute error pulls as
+    hard on every pixel of a ground that is almost right as on a sprite that is missing."""
     perceptual_weight: float = 10.0
     """Weight of the distance of features (equation 4); needs `perceptual`."""
     perceptual: str | None = None
@@ -55,6 +58,9 @@ class AutoencoderStageConfig:
     (a model folder or a bundled name); None leaves the term out."""
     quantiser_weight: float = 1.0
     """Weight of the codebook's loss (equation 3)."""
+    context_start: int = 0
+    """Updates in which frames are decoded from their codes alone, before context, flow and fusion are trained (the
+    paper has none). They are cheap, and small models learn little from codes while there is something to copy."""
     quantise_start: int = 0
     """Updates of plain autoencoding before a codebook of moving averages is drawn from the encoder's vectors (the
     paper has none). Small models that start quantised encode little more than their first few codes can say."""
@@ -280,15 +286,18 @@ SIZES = {
         autoencoder=AutoencoderConfig(32, (1, 1, 2, 2), 64, "average", 512, flow_widths=(32, 16, 16)),
         discriminator=DiscriminatorConfig(8, (1, 1, 2, 2)),
         autoencoder_stage=AutoencoderStageConfig(
-            steps=5000,
+            steps=6000,
             image_batch=4,
             video_batch=2,
-            lr=0.003,
+            lr=0.01,
+            betas=(0.9, 0.99),
             l1_weight=5.0,  # or flow and mask outweigh it; much more, and no flow is learned
+            l2_weight=20.0,
             perceptual_weight=30.0,  # of features without heads, which are means over channels
             gan_weight=0.1,
-            quantise_start=1200,
-            gan_start=2500,
+            quantise_start=1500,
+            context_start=4000,
+            gan_start=5500,
             end_share=0.25,
             unconditional=True,
             augmentation=AugmentationConfig(alpha=1.0, blur=0.4),

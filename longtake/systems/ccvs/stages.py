@@ -33,7 +33,10 @@ if TYPE_CHECKING:
 
 
 class AutoencoderStage(Stage):
-    """Equation 2 on images and on clips, each followed by its discriminator's update and, now and then, penalty."""
+    """Equation 2 on images and on clips, each followed by its discriminator's update and, now and then, penalty.
+
+    Before `context_start` frames are decoded alone.
+    """
 
     name = "autoencoder"
     trains = ("autoencoder", "image_discriminator", "video_discriminator")
@@ -72,10 +75,30 @@ class AutoencoderStage(Stage):
             self.perceptual.to(engine.device)
         self.adversarial = engine.step >= self.config.gan_start and self.config.gan_weight > 0
         self.quantised = engine.step >= self.config.quantise_start or self._has_codebook
+        if engine.step < self.config.context_start:
+            return self._alone_part(batches, engine)
         logs = self._image_part(batches["images"], engine)
         if "clips" in batches:
             logs |= self._video_part(batches["clips"], engine)
         return logs
+
+    def _alone_part(self, batches: dict[str, Batch], engine: Engine) -> dict[str, float]:
+        """All frames of an update from their codes alone."""
+        real = torch.cat([batch["frames"].transpose(1, 2).flatten(0, 1) for batch in batches.values()])
+        made: list[tuple[Tensor, Tensor]] = []
+
+        def generator(part: Batch) -> Losses:
+            quantised = self._quantise(self.model.encode(part["real"])[0])
+            fake = self.model.decode(quantised.values, []).frames
+            made.append((part["real"], fake.detach().float()))
+            losses = self._reconstruction(part["real"], fake, self.image_critic, fake)
+            losses["quantiser"] = self.config.quantiser_weight * quantised.commitment_loss
+            codes = {"codebook/perplexity": quantised.perplexity, "codebook/used": quantised.used}
+            return {"loss": torch.stack(list(losses.values())).sum(), **losses, **codes}
+
+        whole = Batch(id=torch.arange(len(real)), real=real)
+        logs = engine.update("generator", generator, whole, self.config.clip)
+        return logs | self._criticise("image", made, engine)
 
     def _image_part(self, batch: Batch, engine: Engine) -> dict[str, float]:
         made: list[tuple[Tensor, Tensor]] = []
@@ -189,6 +212,8 @@ class AutoencoderStage(Stage):
     def _reconstruction(self, real: Tensor, fake: Tensor, critic: nn.Module, judged: Tensor) -> Losses:
         """Equations 4 and 6; frames (B, 3, H, W), and what the critic sees of them."""
         losses = {"l1": self.config.l1_weight * F.l1_loss(fake.float(), real)}
+        if self.config.l2_weight:
+            losses["l2"] = self.config.l2_weight * F.mse_loss(fake.float(), real)
         if self.perceptual is not None:
             losses["perceptual"] = self.config.perceptual_weight * self.perceptual(fake, real).mean()
         if self.adversarial:
