@@ -71,7 +71,7 @@ WHOLE = ("plain", "base")
 def base_config(args: argparse.Namespace) -> CCVSConfig:
     """Three levels: 8x8 codes a frame, as in the paper."""
     small = SIZES["small"]
-    coder = replace(small.autoencoder, multipliers=(1, 1, 2), codes=256)
+    coder = replace(small.autoencoder, multipliers=(1, 1, 2), codes=1024)
     images, clips = args.autoencoder_batch
     stage = replace(small.autoencoder_stage, image_batch=images, video_batch=clips)
     steps = args.autoencoder_steps
@@ -111,7 +111,7 @@ def arms(args: argparse.Namespace) -> dict[str, CCVSConfig]:
         "sound": prior(annotation="audio"),
         "estimator": replace(estimator, states=replace(base.states, estimated=True)),
         "codes-64": coder(codes=64),
-        "codes-1024": coder(codes=1024),
+        "codes-256": coder(codes=256),
         "no codebook": coder(quantiser="none"),
         "16 codes a frame": coder(multipliers=(1, 1, 2, 2)),
         "256 codes a frame": coder(multipliers=(1, 1)),

@@ -205,6 +205,18 @@ def test_frames_are_decoded_alone_before_there_is_context():
     assert recorded(made, 5).order == recorded(system(gan_start=4, r1_every=3), 5).order
 
 
+def test_the_rate_falls_from_the_context_on():
+    late = AutoencoderStage(system(steps=100, warmup=10, decay=True, context_start=60))
+    rates = [late.schedule(step) for step in range(100)]
+    assert rates[:10] == sorted(rates[:10])
+    assert rates[9] < 1
+    assert set(rates[10:61]) == {1.0}
+    assert rates[60:] == sorted(rates[60:], reverse=True)
+    assert 0.1 < rates[-1] < 0.11
+    always = AutoencoderStage(system(steps=100, warmup=10, decay=True))
+    assert always.schedule(9) < 1 > always.schedule(60) > always.schedule(99)
+
+
 def test_flow_is_learned_where_the_context_is_seen():
     """Two levels; a flow of 4 pixels at full size is 2 of the coarsest level."""
     flow = torch.full((1, 2, 4, 4), 4.0)

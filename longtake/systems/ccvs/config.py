@@ -283,13 +283,13 @@ SIZES = {
     "tiny": _TINY,
     "small": CCVSConfig(
         size=(48, 48),
-        autoencoder=AutoencoderConfig(32, (1, 1, 2, 2), 64, "average", 512, flow_widths=(32, 16, 16)),
+        autoencoder=AutoencoderConfig(32, (1, 1, 2, 2), 64, "average", 1024, flow_widths=(32, 16, 16)),
         discriminator=DiscriminatorConfig(8, (1, 1, 2, 2)),
         autoencoder_stage=AutoencoderStageConfig(
             steps=6000,
             image_batch=4,
             video_batch=2,
-            lr=0.01,
+            lr=0.005,
             betas=(0.9, 0.99),
             l1_weight=5.0,  # or flow and mask outweigh it; much more, and no flow is learned
             l2_weight=20.0,

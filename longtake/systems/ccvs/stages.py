@@ -68,7 +68,12 @@ class AutoencoderStage(Stage):
         }
 
     def schedule(self, step: int) -> float:
-        return warmup_cosine(step, self.config.steps, self.config.warmup, self.config.decay)
+        """The fall begins with the context, whose networks have learned nothing before."""
+        c = self.config
+        if step < c.context_start:
+            return warmup_cosine(step, c.steps, c.warmup, decay=False)
+        warmup = 0 if c.context_start else c.warmup
+        return warmup_cosine(step - c.context_start, c.steps - c.context_start, warmup, c.decay)
 
     def step(self, batches: dict[str, Batch], engine: Engine) -> dict[str, float]:
         if isinstance(self.perceptual, nn.Module):
