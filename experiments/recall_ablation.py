@@ -327,7 +327,7 @@ def _spread(values: list) -> str:
     known = [v for v in values if v is not None]
     if not known:
         return "-"
-    return f"{np.mean(known):.3g}" + (f" ± {np.std(known):.2g}" if len(known) > 1 else "")
+    return f"{np.mean(known):.3g}" + (f" ± {np.std(known, ddof=1):.2g}" if len(known) > 1 else "")
 
 
 def main() -> None:

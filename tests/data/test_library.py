@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 import longtake
 from longtake.data import video
-from longtake.data.library import Library, LibraryWriter, Row, captions_at
+from longtake.data.library import Library, LibraryWriter, Row
+from longtake.data.text import clipped
 from longtake.errors import UserError
 
 texts = st.text(st.characters(codec="utf-8"), max_size=12)
@@ -157,6 +158,6 @@ def test_what_is_not_a_library_is_named(tmp_path, library):
 
 
 def test_captions_of_a_stretch_are_clipped_to_it():
-    row = Row("a", "a.mp4", 90, 9.0, captions=((0.0, 3.0, "x"), (2.0, 5.0, "y"), (7.0, 9.0, "z")))
-    assert list(captions_at(row, 2.5, 4.0)) == [(2.5, 3.0, "x"), (2.5, 4.0, "y")]
-    assert list(captions_at(row, 5.0, 7.0)) == []
+    spans = ((0.0, 3.0, "x"), (2.0, 5.0, "y"), (7.0, 9.0, "z"))
+    assert clipped(spans, 2.5, 4.0) == [(2.5, 3.0, "x"), (2.5, 4.0, "y")]
+    assert clipped(spans, 5.0, 7.0) == []
