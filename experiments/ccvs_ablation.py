@@ -378,7 +378,7 @@ def table(folder: Path) -> str:
     """Markdown: a table a measure, mean over seeds."""
     lines = []
     for name in MEASURES:
-        records = read(folder, f"{name}-seed*.json")
+        records = [record for record in read(folder, f"{name}-seed*.json") if record["rows"]]
         lines += [f"\n**{name}** ({len(records)} seeds)" if records else f"\n**{name}**: not run"]
         rows = dict.fromkeys(row for record in records for row in record["rows"])
         for row in rows:
@@ -396,7 +396,7 @@ def table(folder: Path) -> str:
 def run(name: str, args: argparse.Namespace) -> None:
     """One measure: what its record lacks, then the record anew."""
     path = Path(args.output) / f"{name}-seed{args.seed}.json"
-    trained = ("autoencoder_steps", "autoencoder_batch", "prior_steps", "prior_batch")
+    trained = ("autoencoder_steps", "autoencoder_batch", "prior_steps", "prior_batch", "precision")
     options = {n: getattr(args, n) for n in ("seed", "clips", *trained)} | {"library": Library(args.data).hash}
     rows = once(path, options, lambda: {"rows": {}})["rows"]
     if rows and name not in GROWING:
@@ -436,10 +436,9 @@ def main() -> None:
         for name in args.measures:
             run(name, args)
     if args.table:
-        named = {
-            p.stem: json.loads(p.read_text()) for m in MEASURES for p in sorted(folder.glob(f"{m}-seed*.json"))
-        }
-        publish(RESULTS / "ccvs_ablation.json", named)
+        paths = [path for name in MEASURES for path in sorted(folder.glob(f"{name}-seed*.json"))]
+        named = {path.stem: json.loads(path.read_text()) for path in paths}
+        publish(RESULTS / "ccvs_ablation.json", {stem: record for stem, record in named.items() if record["rows"]})
     print(table(folder))
 
 

@@ -7,7 +7,7 @@ frames 1, 5, 9 ... from left to right; the first frame is given:
 3. the real clip of 16 frames, all of them; 4. made from its first frame towards its last;
 5. told the real clip's trajectory, its places marked; 6. told another clip's; 7. that clip.
 
-    python experiments/ccvs_pictures.py --data data/atari32 --output runs/ccvs-ablation
+    python experiments/ccvs_pictures.py --data data/atari32 --output runs/ccvs-ablation [--pictures docs/images]
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from ccvs_ablation import SIZE, Clip, another, held_out, options, predict, train
 from longtake.data import video
 
 FRAMES, POINT, SCALE = 32, 16, 3
-PICTURES = Path(__file__).parents[1] / "docs" / "images"
 
 
 def marked(frames: np.ndarray, places: np.ndarray) -> np.ndarray:
@@ -60,14 +59,16 @@ def rows_of(clip: Clip, other: Clip, args: argparse.Namespace, scratch: Path) ->
 
 
 def main() -> None:
-    args = options(__doc__ or "").parse_args()
+    parser = options(__doc__ or "")
+    parser.add_argument("--pictures", help="where they are written (default: --output)")
+    args = parser.parse_args()
     clips = held_out(args, FRAMES, 6)
     first = {clip.label: i for i, clip in reversed(list(enumerate(clips)))}
     with tempfile.TemporaryDirectory() as scratch:
         for label, i in sorted(first.items(), key=lambda pair: str(pair[0])):
             rows = rows_of(clips[i], clips[another(clips, i)], args, Path(scratch))
             sheet = video.contact_sheet(np.concatenate(rows), columns=8)
-            video.write_png(PICTURES / f"ccvs-{label}.png", sheet)
+            video.write_png(Path(args.pictures or args.output) / f"ccvs-{label}.png", sheet)
 
 
 if __name__ == "__main__":

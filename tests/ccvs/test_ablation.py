@@ -29,6 +29,7 @@ def arguments(output: Path, *arms: str) -> argparse.Namespace:
     return argparse.Namespace(
         autoencoder_batch=[4, 2],
         prior_batch=4,
+        precision="32",
         data="",
         output=str(output),
         arms=list(arms),

@@ -205,6 +205,13 @@ def test_frames_are_decoded_alone_before_there_is_context():
     assert recorded(made, 5).order == recorded(system(gan_start=4, r1_every=3), 5).order
 
 
+@pytest.mark.parametrize("late", ["context_start", "quantise_start"])
+def test_what_begins_after_the_end_is_refused(late):
+    with pytest.raises(ValueError, match="must be below steps, 10; lower them"):
+        replace(TINY.autoencoder_stage, steps=10, **{late: 10})
+    replace(TINY.autoencoder_stage, steps=0, **{late: 10})  # another model's autoencoder is taken over
+
+
 def test_the_rate_falls_from_the_context_on():
     late = AutoencoderStage(system(steps=100, warmup=10, decay=True, context_start=60))
     rates = [late.schedule(step) for step in range(100)]

@@ -94,6 +94,8 @@ class AutoencoderStageConfig:
             raise ValueError(f"end_share is {self.end_share} but must lie between 0 and 1")
         if self.end_share and self.frames < 3:
             raise ValueError(f"clips of {self.frames} frames have none between first and last; end_share needs 3")
+        if self.steps and max(self.context_start, self.quantise_start) >= self.steps:
+            raise ValueError(f"context_start and quantise_start must be below steps, {self.steps}; lower them")
 
 
 @dataclass(frozen=True)
