@@ -93,7 +93,8 @@ COUNTED_IN_UPDATES = {
 
 
 def scaled(config: dict, factor: float) -> dict:
-    """A recipe's configuration with all numbers of updates times a factor; what was not 0 stays at least 1."""
+    """A recipe's configuration with all numbers of updates times a factor; what was not 0 stays at least 1, and
+    what starts in a stage starts before its end."""
 
     def change(name: str, value):
         if isinstance(value, dict):
@@ -104,7 +105,10 @@ def scaled(config: dict, factor: float) -> dict:
             return [change(name, v) for v in value]
         return max(1, round(value * factor)) if value else 0
 
-    return {name: change(name, value) for name, value in config.items()}
+    made = {name: change(name, value) for name, value in config.items()}
+    if isinstance(made.get("steps"), int):
+        made |= {k: min(v, max(0, made["steps"] - 1)) for k, v in made.items() if k.endswith("_start")}
+    return made
 
 
 def plan(name: str, args: argparse.Namespace) -> dict[str, float]:
