@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from longtake.systems.ccvs.config import SIZES as CCVS
 from longtake.systems.loong.config import SIZES as LOONG
 from longtake.systems.tats.config import SIZES as TATS
 from longtake.train.dryrun import count_flops, describe
@@ -40,6 +41,16 @@ def test_what_is_kept_is_derived_once(library):
     """The more often the same clips come, the less an update costs."""
     few, many = (count_flops(vqgan_and_prior(library, steps=n), 1)["prior"][1] for n in (20, 2000))
     assert few > 1.5 * many
+
+
+def test_penalties_by_second_derivatives_are_counted(library):
+    tiny = CCVS["tiny"]
+    costs = []
+    for r1_every in (1, 10**6):
+        stage = replace(tiny.autoencoder_stage, steps=4, r1_every=r1_every, gan_start=1)
+        config = replace(tiny, autoencoder_stage=stage, prior=replace(tiny.prior, layers=0))
+        costs.append(count_flops(Recipe("ccvs", "tiny", config, str(library), ""), 1)["autoencoder"][1])
+    assert costs[0] > costs[1]
 
 
 def vqgan_and_prior(library, discriminator_start: int = 0, steps: int = 20) -> Recipe:

@@ -26,7 +26,8 @@ def generator_loss(fake: Tensor) -> Tensor:
 def slope_penalty(critic: nn.Module, real: Tensor) -> Tensor:
     """R1: the mean squared norm of the critic's gradient at real examples (B, ...), without weights."""
     real = real.detach().requires_grad_(True)
-    (slope,) = torch.autograd.grad(critic(real).sum(), real, create_graph=True)
+    scores = critic(real.view_as(real))  # a view: counting operations hooks what a module is given, no leaves
+    (slope,) = torch.autograd.grad(scores.sum(), real, create_graph=True)
     return slope.float().square().flatten(1).sum(1).mean()
 
 
