@@ -62,8 +62,8 @@ class Entry:
     most: int = 10**9
     """Frames of its longest video."""
     period: int = 4
-    """Updates whose FLOPs are averaged: what is not in every update returns within so many (but for CCVS's penalty, a
-    small thing every 16th)."""
+    """Updates whose FLOPs are averaged: what is not in every update returns within so many (CCVS's penalty, a small
+    thing every 16th, is left out)."""
 
 
 SYSTEMS = {
