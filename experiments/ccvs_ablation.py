@@ -40,7 +40,7 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
-from records import once, publish, read
+from records import once, publish
 
 from longtake.data import video
 from longtake.data.batch import to_float, to_uint8
@@ -374,11 +374,17 @@ def trained_enough(name: str, records: list[dict]) -> bool:
     return all(sign * own > sign * other for other in others)
 
 
+def measured(folder: Path, name: str) -> dict[str, dict]:
+    """The records of a measure, by file, that have rows already."""
+    records = {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob(f"{name}-seed*.json"))}
+    return {stem: record for stem, record in records.items() if record["rows"]}
+
+
 def table(folder: Path) -> str:
     """Markdown: a table a measure, mean over seeds."""
     lines = []
     for name in MEASURES:
-        records = [record for record in read(folder, f"{name}-seed*.json") if record["rows"]]
+        records = list(measured(folder, name).values())
         lines += [f"\n**{name}** ({len(records)} seeds)" if records else f"\n**{name}**: not run"]
         rows = dict.fromkeys(row for record in records for row in record["rows"])
         for row in rows:
@@ -436,9 +442,8 @@ def main() -> None:
         for name in args.measures:
             run(name, args)
     if args.table:
-        paths = [path for name in MEASURES for path in sorted(folder.glob(f"{name}-seed*.json"))]
-        named = {path.stem: json.loads(path.read_text()) for path in paths}
-        publish(RESULTS / "ccvs_ablation.json", {stem: record for stem, record in named.items() if record["rows"]})
+        known = [measured(folder, name) for name in MEASURES]
+        publish(RESULTS / "ccvs_ablation.json", {stem: record for one in known for stem, record in one.items()})
     print(table(folder))
 
 

@@ -26,7 +26,7 @@ FRAMES, POINT, SCALE = 32, 16, 3
 
 def marked(frames: np.ndarray, places: np.ndarray) -> np.ndarray:
     """Enlarged frames with a red ring around each place (x, y), both in [0, 1]; a NaN is not drawn."""
-    large = frames.repeat(SCALE, 1).repeat(SCALE, 2)
+    large = enlarged(frames)
     y, x = np.indices(large.shape[1:3])
     for frame, (px, py) in zip(large, places * np.array(SIZE[::-1]) * SCALE, strict=True):
         away = np.hypot(x - px, y - py)

@@ -25,7 +25,7 @@ console = Console(stderr=True)
 
 
 def pick_device(name: str) -> torch.device:
-    """The device of that name, there; "auto" is CUDA where there is one, else the CPU.
+    """The device of that name; "auto" is CUDA where there is one, else the CPU.
 
     Raises:
         UserError: no such device here.

@@ -108,7 +108,9 @@ class _Counter:
 
     def mean(self, first: int, last: int, updates: int) -> float:
         """FLOPs an update from `first` to `last`, between which it changes at most a few times: by halving."""
-        return self._between(first, last, self.at(first, updates), self.at(last, updates), updates)
+        before = self.at(first, updates)
+        after = self.at(last, updates) if last > first else before
+        return self._between(first, last, before, after, updates)
 
     def _between(self, first: int, last: int, before: float, after: float, updates: int) -> float:
         if abs(before - after) < 0.02 * max(before, after) or last - first <= max(updates, self.stage.steps // 32):

@@ -79,7 +79,7 @@ class AutoencoderStage(Stage):
         if isinstance(self.perceptual, nn.Module):
             self.perceptual.to(engine.device)
         self.adversarial = engine.step >= self.config.gan_start and self.config.gan_weight > 0
-        self.quantised = engine.step >= self.config.quantise_start or self._has_codebook
+        self.quantised = engine.step >= self.config.quantise_start
         if engine.step < self.config.context_start:
             return self._alone_part(batches, engine)
         logs = self._image_part(batches["images"], engine)
