@@ -5,7 +5,8 @@ frames 1, 5, 9 ... from left to right; the first frame is given:
 
 1. the real clip; 2. predicted from its first frame;
 3. the real clip of 16 frames, all of them; 4. made from its first frame towards its last;
-5. told the real clip's trajectory, its places marked; 6. told another clip's; 7. that clip.
+5. told the real clip's trajectory, its places marked; 6. told to go over to another clip's, with the same noise;
+7. that clip.
 
     python experiments/ccvs_pictures.py --data data/atari32 --output runs/ccvs-ablation [--pictures docs/images]
 """
@@ -17,7 +18,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from ccvs_ablation import SIZE, Clip, another, held_out, options, predict, train
+from ccvs_ablation import SIZE, Clip, another, held_out, options, predict, towards, train
 
 from longtake.data import video
 
@@ -43,17 +44,21 @@ def rows_of(clip: Clip, other: Clip, args: argparse.Namespace, scratch: Path) ->
     shown = slice(0, FRAMES, FRAMES // 8)
     short = Clip(clip.frames[:POINT], clip.label, clip.states[:POINT], clip.sound[:POINT])
     free = predict(train("base", args), [clip], 1, FRAMES, scratch)[0]
-    towards = predict(train("end", args), [short], 1, POINT, scratch, end=True)[0]
-    told = [clip, Clip(clip.frames, clip.label, other.states, clip.sound)]
-    own, moved = predict(train("states", args), told, 1, FRAMES, scratch, states=True)
+    led = predict(train("end", args), [short], 1, POINT, scratch, end=True)[0]
+    turned = towards(clip.states, other.states)
+    steered = train("states", args)
+    own, moved = (
+        predict(steered, [clip._replace(states=states)], 1, FRAMES, scratch, states=True)[0]
+        for states in (clip.states, turned)
+    )
     ends = np.linspace(0, POINT - 1, 8).round().astype(int)  # the first and the last among them
     return [
         enlarged(clip.frames[shown]),
         enlarged(free[shown]),
         enlarged(short.frames[ends]),
-        enlarged(towards[ends]),
+        enlarged(led[ends]),
         marked(own[shown], clip.states[shown]),
-        marked(moved[shown], other.states[shown]),
+        marked(moved[shown], turned[shown]),
         marked(other.frames[shown], other.states[shown]),
     ]
 

@@ -1,27 +1,31 @@
 """Every system on the same footage, under the same compute, by one protocol.
 
 For each recipe in `recipes/compare`: all its numbers of updates are scaled until the FLOPs of its stages together
-meet `--pflop`, counted as `longtake train --dry-run` does (the stages of one system share it as its recipe
-says). It is trained, measured under longtake-1 over `--frames` frames, and the time and the memory of a rollout are
-taken. Training memory is the largest anonymous memory of the training process, which leaves out files that the
-kernel keeps. Two baselines stand beside them.
+meet `--pflop` (the stages of one system share it as its recipe says), and what the scaled recipe takes is counted
+again. It is trained, measured under longtake-1 over `--frames` frames, and at the end, one system after the other,
+the time and the memory of a rollout are taken. Training memory is the largest anonymous memory of the training
+process, which leaves out files that the kernel keeps; a rollout's is the resident set. Two baselines stand beside
+them. The footage is not that of which r3d-atari, the judge, was trained (seed 0), and has many test videos.
 
-    longtake data sample atari -o data/atari32 --minutes 100 --size 32 --games enduro freeway riverraid seaquest
-    python experiments/comparison.py --data data/atari32 --output runs/compare --pflop 0.02
+    longtake data sample atari -o data/compare --minutes 100 --size 32 --seed 1 --test 0.4 \\
+      --games enduro freeway riverraid seaquest
+    python experiments/comparison.py --data data/compare --output runs/compare --pflop 0.02
     python experiments/comparison.py --output runs/compare --table --results docs/results
 
-The queue resumes: what is trained, measured or timed is not done again, and several processes may each take some
-of the systems (`--systems`); times count only from a process that runs alone. Figures go to comparison.json, curves
-to comparison.png, the page of `longtake compare` to comparison.html.
+The queue resumes: what is trained, measured or timed is not done again; a system that fails is named at the end and
+the others go on. Several processes may each train and measure some of the systems (`--systems ... --parts train
+measure`); then one that runs alone times them (`--parts time`). Figures go to comparison.json, curves to
+comparison.png, the page of `longtake compare`, with clips, to comparison.html.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
+import os
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -30,10 +34,11 @@ from pathlib import Path
 import numpy as np
 import yaml
 from baselines import NAMES, baseline
-from records import publish
+from records import alike, once, publish
 
 from longtake.config import read_yaml
 from longtake.data.library import Library
+from longtake.errors import UserError
 from longtake.metrics.evaluate import evaluate
 from longtake.metrics.extractors.registry import make_extractor
 from longtake.metrics.protocol import PROTOCOLS
@@ -46,6 +51,7 @@ ROOT = Path(__file__).parents[1]
 RECIPES = ROOT / "recipes" / "compare"
 EXTRACTOR, PROTOCOL = "r3d-atari", "longtake-1"
 SHORT = 16
+PARTS = ["train", "measure", "time"]
 
 
 @dataclass(frozen=True)
@@ -72,15 +78,17 @@ SYSTEMS = {
     "tats-zeros": Entry("vanilla VQGAN", "game"),
     "stylegan_v": Entry("StyleGAN-V", "game", period=16),
     "mocogan_sg2": Entry("MoCoGAN-SG2", "game", period=16),
-    "ccvs": Entry("CCVS", "game, first frame", ("new=8",), given=1),
-    "loong": Entry("Loong", "game", ("guidance_scale=2",)),
+    "loong": Entry("Loong", "game", ("guidance_scale=2",), period=16),
     "ar2": Entry("AR2", "nothing", ("candidates=1",)),
-    "r3": Entry("R3", "16 frames", ("rollout=faster", "candidates=1"), given=16),
     "encgan3": Entry("EncGAN3", "nothing", most=SHORT),
+    "ccvs": Entry("CCVS", "game, first frame", ("new=8",), given=1),
+    "r3": Entry("R3", "16 frames", ("rollout=faster", "candidates=1"), given=16),
     "lencgan": Entry("LEncGAN", "source video"),
     "r2": Entry("R2", "source video"),
     "r2-improved": Entry("improved R2", "source video", ("candidates=1",)),
 }
+NAMES_TOLD = tuple(zip(NAMES, ("a frame of the video", "nothing"), strict=True))
+"""The baselines, and what they are given."""
 COUNTED_IN_UPDATES = {
     "steps",
     "warmup",
@@ -112,48 +120,60 @@ def scaled(config: dict, factor: float) -> dict:
     return made
 
 
+def budget(args: argparse.Namespace) -> dict[str, object]:
+    """What a training depends on beside its recipe."""
+    return {"pflop": args.pflop, "seed": args.seed, "library": Library(args.data).hash}
+
+
+def protocol(args: argparse.Namespace) -> dict[str, object]:
+    """What figures depend on beside the model."""
+    return {"videos": args.videos, "frames": args.frames, "library": Library(args.data).hash}
+
+
 def plan(name: str, args: argparse.Namespace) -> dict[str, float]:
     """Write the recipe that meets the budget beside the runs, unless it is there; PFLOP by stage."""
-    path = Path(args.output) / f"{name}.yaml"
-    kept = path.with_suffix(".pflop.json")
-    if not kept.exists():
-        raw = read_yaml((RECIPES / f"{name}.yaml").read_text(), name)
-        raw["seed"] = args.seed
-        cost = count_flops(read_recipe(RECIPES / f"{name}.yaml", data=args.data), SYSTEMS[name].period)
+    source, path = RECIPES / f"{name}.yaml", Path(args.output) / f"{name}.yaml"
+    text = source.read_text()
+
+    def make() -> dict:
+        raw, period = read_yaml(text, name), SYSTEMS[name].period
+        cost = count_flops(read_recipe(source, data=args.data), period)
         factor = args.pflop * 1e15 / sum(steps * flops for steps, flops in cost.values())
-        raw["config"] = scaled(raw["config"], factor)
-        path.write_text(yaml.safe_dump(raw, sort_keys=False))
-        kept.write_text(json.dumps({s: max(1, round(n * factor)) * f / 1e15 for s, (n, f) in cost.items()}))
-    return json.loads(kept.read_text())
+        path.write_text(yaml.safe_dump(raw | {"config": scaled(raw["config"], factor), "seed": args.seed}))
+        taken = count_flops(read_recipe(path, data=args.data), period)
+        return {"pflop": {stage: steps * flops / 1e15 for stage, (steps, flops) in taken.items()}}
+
+    options = budget(args) | {"recipe": hashlib.sha256(text.encode()).hexdigest()[:12]}
+    return once(Path(args.output) / f"plan-{name}.json", options, make)["pflop"]
 
 
-def watched(command: list[str], log: Path) -> float | None:
-    """Run a command to its end; the largest anonymous memory it had in MiB, None where that is not told.
+def watched(command: list[str], log: Path, peak: Path | None = None) -> None:
+    """Run a command to its end.
 
-    Raises SystemExit if it fails.
+    Args:
+        command: what is run; its output is added to `log`.
+        peak: a file of the largest anonymous memory in MiB, of this run and of those before that it resumes; not
+            written where the system does not tell.
+
+    Raises:
+        SystemExit: it fails.
     """
-    peak = 0
+    most = float(peak.read_text()) if peak and peak.exists() else 0.0
     with log.open("a") as file:
         child = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
-
-        def look() -> None:
-            nonlocal peak
-            status = Path(f"/proc/{child.pid}/status")
-            while child.poll() is None:
-                try:
-                    lines = status.read_text().splitlines()
-                except OSError:
-                    return
-                peak = max(peak, *(int(line.split()[1]) for line in lines if line.startswith("RssAnon")), 0)
-                time.sleep(0.1)
-
-        thread = threading.Thread(target=look)
-        thread.start()
-        code = child.wait()
-        thread.join()
-    if code:
+        status = Path(f"/proc/{child.pid}/status")
+        while child.poll() is None:
+            try:
+                lines = status.read_text().splitlines() if peak else []
+            except OSError:
+                lines = []
+            held = max((int(line.split()[1]) / 1024 for line in lines if line.startswith("RssAnon")), default=0.0)
+            if peak and held > most:
+                most = held
+                peak.write_text(f"{most:.1f}")
+            time.sleep(0.1)
+    if child.returncode:
         raise SystemExit(f"{' '.join(command)} failed; see {log}")
-    return peak / 1024 or None
 
 
 def longtake(*words: str | Path) -> list[str]:
@@ -161,20 +181,22 @@ def longtake(*words: str | Path) -> list[str]:
 
 
 def train(name: str, args: argparse.Namespace) -> dict:
-    """Train what is left; PFLOP by stage, hours and peak memory in MiB."""
+    """Train what is left; PFLOP by stage, hours, peak memory in MiB, and the size of what makes videos."""
     pflop, out = plan(name, args), Path(args.output)
-    peak = watched(longtake("train", out / f"{name}.yaml", "--data", args.data, "-o", out / name), out / "log")
+    peak = out / f"{name}.peak"
+    watched(longtake("train", out / f"{name}.yaml", "--data", args.data, "-o", out / name), out / "log", peak)
     lines = [json.loads(line) for line in (out / name / "log.jsonl").read_text().splitlines()]
     seconds, last = 0.0, 0
     for line in lines:
         if "updates_per_second" in line:
             seconds += (line["total"] - last) / line["updates_per_second"]
             last = line["total"]
-    return {"pflop": pflop, "hours": seconds / 3600, "peak_mib": peak}
+    held = float(peak.read_text()) if peak.exists() else None
+    return {"pflop": pflop, "hours": seconds / 3600, "peak_mib": held, "weights": weights(out / name)}
 
 
-def measure(name: str, args: argparse.Namespace) -> None:
-    """Figures and curves, in an evaluation folder."""
+def measure(name: str, args: argparse.Namespace) -> dict:
+    """Figures, with what must be said of them, and curves."""
     entry, folder = SYSTEMS[name], Path(args.output) / f"evaluation-{name}"
     more = ["--given", str(entry.given)] if entry.given else []
     more += ["--set", *entry.settings] if entry.settings else []
@@ -182,13 +204,32 @@ def measure(name: str, args: argparse.Namespace) -> None:
     count = ["--videos", str(args.videos), "--frames", str(frames), "--keep", "4", "--extractor", EXTRACTOR]
     command = longtake("evaluate", Path(args.output) / name, "--data", args.data, "-o", folder, *count, *more)
     watched(command, Path(args.output) / "log")
+    return result(folder)
 
 
-def rollout(name: str, args: argparse.Namespace) -> dict | None:
-    """Seconds for 1,000 frames of one video and peak memory, by benchmarks/memory.py; None for single clips."""
+def measure_baseline(name: str, args: argparse.Namespace) -> dict:
+    """Figures of a baseline."""
+    folder, library = Path(args.output), Library(args.data)
+    source = baseline(name, library, folder / f"baseline-{name}", args.videos, args.frames)
+    where, extractor = folder / f"evaluation-{name}", make_extractor(EXTRACTOR)
+    evaluate(source, library, where, PROTOCOLS[PROTOCOL], [extractor], keep=4)
+    return result(where)
+
+
+def result(folder: Path) -> dict:
+    """What an evaluation found."""
+    whole = json.loads((folder / "result.json").read_text())
+    curves = {k: [v["x"], v["y"]] for k, v in whole["curves"].items() if k in CURVES}
+    kept = ("value", "interval", "note")
+    figures = {k: {part: v[part] for part in kept if v.get(part) is not None} for k, v in whole["figures"].items()}
+    return {"figures": figures, "curves": curves}
+
+
+def rollout(name: str, args: argparse.Namespace) -> dict:
+    """Seconds for 1,000 frames of one video and peak memory, by benchmarks/memory.py; nothing for single clips."""
     entry, out = SYSTEMS[name], Path(args.output)
     if entry.most < args.long:
-        return None
+        return {}
     library = Library(args.data)
     row = max(library.split("test"), key=lambda r: library.rows[r].frames)
     more = ["--set", *entry.settings] if entry.settings else []
@@ -199,34 +240,12 @@ def rollout(name: str, args: argparse.Namespace) -> dict | None:
     kept = out / f"memory-{name}.json"
     command = [sys.executable, str(ROOT / "benchmarks" / "memory.py"), str(out / name)]
     command += ["--frames", "64", str(args.long), "--output", str(kept), *more]
+    busy = os.getloadavg()[0]
     watched(command, out / "log")
     short, long = json.loads(kept.read_text())["rows"]
     seconds = (long["seconds"] - short["seconds"]) / (args.long - 64) * 1000
-    return {"seconds": seconds, "peak_mib": long["peak_rss_mib"], "at_64_mib": short["peak_rss_mib"]}
-
-
-def done(record: Path, part: str, make: Callable[[], object]) -> None:
-    """Add a part to a record unless it is there."""
-    found = json.loads(record.read_text()) if record.exists() else {}
-    if part not in found:
-        made = make()
-        record.write_text(json.dumps({**found, part: made}, indent=1))
-
-
-def run(name: str, args: argparse.Namespace) -> None:
-    """All of one system that is not done yet."""
-    record = Path(args.output) / f"record-{name}.json"
-    options = {k: getattr(args, k) for k in ("pflop", "videos", "frames", "long", "seed")}
-    options["library"] = Library(args.data).hash
-    done(record, "made_with", lambda: options)
-    found = json.loads(record.read_text())["made_with"]
-    if found != options:
-        raise SystemExit(f"{record} was made with {found}, not {options}; choose another --output or remove it")
-    done(record, "training", lambda: train(name, args))
-    done(record, "weights", lambda: weights(Path(args.output) / name))
-    done(record, "measured", lambda: measure(name, args))
-    done(record, "rollout", lambda: rollout(name, args))
-    print(f"{name}: done", flush=True)
+    peaks = {"peak_mib": long["peak_rss_mib"], "at_64_mib": short["peak_rss_mib"]}
+    return {"seconds": seconds, **peaks, "load_before": busy}
 
 
 def weights(folder: Path) -> int:
@@ -235,53 +254,74 @@ def weights(folder: Path) -> int:
     return sum(w.numel() for name in system.inference for w in system.networks[name].state_dict().values())
 
 
-def run_baseline(name: str, args: argparse.Namespace) -> None:
-    """Figures of a baseline."""
-    folder = Path(args.output)
-    if not (folder / f"evaluation-{name}" / "result.json").exists():
-        library = Library(args.data)
-        source = baseline(name, library, folder / f"baseline-{name}", args.videos, args.frames)
-        where, extractor = folder / f"evaluation-{name}", make_extractor(EXTRACTOR)
-        evaluate(source, library, where, PROTOCOLS[PROTOCOL], [extractor], keep=4)
+def work(args: argparse.Namespace) -> list[str]:
+    """All that is not done yet; what failed."""
+    out, failed = Path(args.output), []
+
+    def attempt(part: str, name: str, options: dict, make: Callable[[str, argparse.Namespace], dict]) -> None:
+        try:
+            once(out / f"{part}-{name}.json", options, lambda: make(name, args))
+            print(f"{name}: {part} done", flush=True)
+        except (SystemExit, UserError) as error:
+            failed.append(f"{name}: {part}: {error}")
+            print(failed[-1], flush=True)
+
+    for name in args.systems:
+        if "train" in args.parts:
+            attempt("trained", name, budget(args), train)
+        if "measure" in args.parts and (out / f"trained-{name}.json").exists():
+            attempt("measured", name, protocol(args), measure)
+    for name in NAMES if "measure" in args.parts else ():
+        attempt("measured", name, protocol(args), measure_baseline)
+    for name in args.systems if "time" in args.parts else ():
+        if (out / f"trained-{name}.json").exists():
+            attempt("timed", name, {"long": args.long}, rollout)
+    return failed
 
 
-def collect(args: argparse.Namespace) -> dict[str, dict]:
-    """Records of all that is done, figures and curves in them."""
-    found = {}
-    for name in [*SYSTEMS, *NAMES]:
-        record = Path(args.output) / f"record-{name}.json"
-        result = Path(args.output) / f"evaluation-{name}" / "result.json"
-        if result.exists():
-            whole = json.loads(result.read_text())
-            kept = {k: v["value"] for k, v in whole["figures"].items()}
-            spread = {k: v["interval"] for k, v in whole["figures"].items()}
-            curves = {k: [v["x"], v["y"]] for k, v in whole["curves"].items() if k in CURVES}
-            more = json.loads(record.read_text()) if record.exists() else {}
-            found[name] = {**more, "figures": kept, "intervals": spread, "curves": curves}
-    return found
+def collect(output: Path) -> dict[str, dict]:
+    """Records of all that is measured, in the order of the table.
+
+    Raises:
+        SystemExit: they were made with different options.
+    """
+    found: dict[str, dict] = {}
+    for part in ("trained", "measured", "timed"):
+        records = {name: output / f"{part}-{name}.json" for name in [*SYSTEMS, *NAMES]}
+        held = {name: json.loads(path.read_text()) for name, path in records.items() if path.exists()}
+        alike(list(held.values()))
+        for name, record in held.items():
+            found.setdefault(name, {})[part] = record
+    return {name: record for name, record in found.items() if "measured" in record}
 
 
 def _last(record: dict) -> float | None:
-    curve = record["curves"].get(f"FVD-window[{EXTRACTOR}]")
+    curve = record["measured"]["curves"].get(f"FVD-window[{EXTRACTOR}]")
     return curve[1][-1] if curve and len(curve[1]) > 1 else None
 
 
 CURVES = {f"FVD-window[{EXTRACTOR}]": "FVD to real clips", f"CCS[{EXTRACTOR}]": "class kept", "motion": "motion"}
+
+
+def _figure(name: str) -> Callable[[dict], float | None]:
+    return lambda record: record["measured"]["figures"].get(name, {}).get("value")
+
+
 COLUMNS: dict[str, Callable[[dict], float | None]] = {
-    "FVD16": lambda r: r["figures"].get(f"FVD16[{EXTRACTOR}]"),
-    "FVD128": lambda r: r["figures"].get(f"FVD128[{EXTRACTOR}]"),
-    "ratio": lambda r: r["figures"].get(f"FVD16/FVD128[{EXTRACTOR}]"),
+    "FVD16": _figure(f"FVD16[{EXTRACTOR}]"),
+    "FVD128": _figure(f"FVD128[{EXTRACTOR}]"),
+    "ratio": _figure(f"FVD16/FVD128[{EXTRACTOR}]"),
     "last 16": _last,
-    "CCS area": lambda r: r["figures"].get(f"CCS-area[{EXTRACTOR}]"),
-    "motion, of real": lambda r: r["figures"].get("motion_ratio"),
-    "seam": lambda r: r["figures"].get("seam"),
-    "repeat": lambda r: r["figures"].get("longest_repeat"),
-    "s per 1,000 frames": lambda r: (r.get("rollout") or {}).get("seconds"),
-    "weights (M)": lambda r: r["weights"] / 1e6 if "weights" in r else None,
-    "MiB": lambda r: (r.get("rollout") or {}).get("peak_mib"),
-    "TFLOP": lambda r: 1e3 * sum(r["training"]["pflop"].values()) if "training" in r else None,
-    "hours": lambda r: r["training"]["hours"] if "training" in r else None,
-    "training MiB": lambda r: r["training"]["peak_mib"] if "training" in r else None,
+    "CCS area": _figure(f"CCS-area[{EXTRACTOR}]"),
+    "motion, of real": _figure("motion_ratio"),
+    "seam": _figure("seam"),
+    "repeat": _figure("longest_repeat"),
+    "s per 1,000 frames": lambda r: r.get("timed", {}).get("seconds"),
+    "MiB": lambda r: r.get("timed", {}).get("peak_mib"),
+    "weights (M)": lambda r: r["trained"]["weights"] / 1e6 if "trained" in r else None,
+    "TFLOP": lambda r: 1e3 * sum(r["trained"]["pflop"].values()) if "trained" in r else None,
+    "hours": lambda r: r["trained"]["hours"] if "trained" in r else None,
+    "training MiB": lambda r: r["trained"]["peak_mib"] if "trained" in r else None,
 }
 
 
@@ -289,7 +329,7 @@ def table(records: dict[str, dict]) -> str:
     """Markdown, a row a system; systems that are given the same stand together."""
     lines = ["| system | given | set | " + " | ".join(COLUMNS) + " |", "|---" * (len(COLUMNS) + 3) + "|"]
     rows = [(name, e.title, e.told, ", ".join(e.settings)) for name, e in SYSTEMS.items()]
-    for name, *words in [*rows, *((name, f"*{name}*", "", "") for name in NAMES if name in records)]:
+    for name, *words in [*rows, *((name, f"*{name}*", told, "") for name, told in NAMES_TOLD if name in records)]:
         cells = [_cell(records.get(name), column) for column in COLUMNS]
         lines.append("| " + " | ".join([*words, *cells]) + " |")
     return "\n".join(lines)
@@ -300,7 +340,7 @@ def _cell(record: dict | None, column: str) -> str:
     value = COLUMNS[column](record) if record else None
     if value is None:
         return "-"
-    spread = record["intervals"].get(f"{column}[{EXTRACTOR}]") if record else None
+    spread = record["measured"]["figures"].get(f"{column}[{EXTRACTOR}]", {}).get("interval") if record else None
     text = f"{value:.3g}" if value < 1000 else f"{value:,.0f}"
     return f"{text} [{spread[0]:.0f}, {spread[1]:.0f}]" if spread and column.startswith("FVD") else text
 
@@ -316,7 +356,7 @@ def plot(records: dict[str, dict], path: Path) -> None:
     colours = plt.get_cmap("tab20").colors  # pyright: ignore[reportAttributeAccessIssue]
     for axis, (curve, title) in zip(axes, CURVES.items(), strict=True):
         for i, name in enumerate(n for n in [*SYSTEMS, *NAMES] if n in records):
-            x, y = records[name]["curves"].get(curve, ([], []))
+            x, y = records[name]["measured"]["curves"].get(curve, ([], []))
             if len(x) < 2:
                 continue
             width = max(1, min(8, len(y) // 4))
@@ -340,24 +380,25 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=1024, help="of each measured video")
     parser.add_argument("--long", type=int, default=1000, help="frames of the video that is timed")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--results", help="where comparison.json and .png are written (default: --output)")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="of the work (default: all)")
+    parser.add_argument("--results", help="where the results are written (default: --output)")
     parser.add_argument("--table", action="store_true", help="only rewrite the results")
     args = parser.parse_args()
     out = Path(args.output)
     out.mkdir(parents=True, exist_ok=True)
-    if not args.table:
-        for name in args.systems:
-            run(name, args)
-        for name in NAMES:
-            run_baseline(name, args)
-    records = collect(args)
+    if not args.table and args.data is None:
+        parser.error("--data is missing; give the library to train and measure on")
+    failed = [] if args.table else work(args)
+    records = collect(out)
     if records:
         results = Path(args.results or out)
         publish(results / "comparison.json", records)
         plot(records, results / "comparison.png")
         folders = [out / f"evaluation-{name}" for name in records]
-        subprocess.run(longtake("compare", *folders, "-o", out / "comparison.html"), check=True)
+        subprocess.run(longtake("compare", *folders, "-o", results / "comparison.html"), check=True)
         print(table(records))
+    if failed:
+        sys.exit("\n".join(["what failed, and is tried again by the same command:", *failed]))
 
 
 if __name__ == "__main__":

@@ -46,7 +46,7 @@ def reconstruct(args: Args) -> None:
 def data_sample(args: Args) -> None:
     from longtake.commands import sample_library
 
-    sample_library(args.name, args.output, args.minutes, args.size, args.seed, args.games, args.workers)
+    sample_library(args.name, args.output, args.minutes, args.size, args.seed, args.games, args.test, args.workers)
 
 
 def data_prepare(args: Args) -> None:
@@ -254,6 +254,7 @@ def _data_commands(commands) -> None:
     p.add_argument("--size", type=_positive, default=64, metavar="PIXELS")
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--games", nargs="+", metavar="GAME", help="some of the games (default all)")
+    p.add_argument("--test", type=float, default=0.1, metavar="SHARE", help="share of the shots for the test split")
     p.add_argument("--workers", type=_positive, default=2, metavar="N", help="processes")
 
     p = _add(

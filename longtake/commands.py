@@ -117,7 +117,14 @@ def reconstruct_to_file(model: str, source: str, output: str, device: str) -> No
 
 
 def sample_library(
-    name: str, output: str, minutes: float, size: int, seed: int, games: list[str] | None, workers: int
+    name: str,
+    output: str,
+    minutes: float,
+    size: int,
+    seed: int,
+    games: list[str] | None,
+    test: float,
+    workers: int,
 ) -> None:
     """`longtake data sample`."""
     from longtake.data.samples import sample
@@ -130,6 +137,7 @@ def sample_library(
             size=size,
             seed=seed,
             games=games,
+            test=test,
             workers=workers,
             progress=lambda done, total, game: progress(done, total),
         )

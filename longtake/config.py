@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import re
 import types
 import typing
@@ -86,6 +87,23 @@ def _convert(value: Any, hint: Any, where: str, inherited: Any) -> Any:
         return value
     name = getattr(hint, "__name__", None) if origin is None else None
     raise UserError(f"{where} must be {name or str(hint).replace('typing.', '')}, got {value!r}", code=2)
+
+
+def check_range(config: Any, names: str, low: float, high: float = math.inf) -> None:
+    """For a dataclass's `__post_init__`: its fields must be finite and lie within [low, high].
+
+    Args:
+        names: of fields with a number, several numbers or None (which passes), separated by spaces.
+
+    Raises:
+        ValueError: one does not.
+    """
+    limits = f"{low:g} or more" if high == math.inf else f"between {low:g} and {high:g}"
+    for name in names.split():
+        given = getattr(config, name)
+        values = given if isinstance(given, (list, tuple)) else [given]
+        if not values or any(v is not None and not (low <= v <= high and math.isfinite(v)) for v in values):
+            raise ValueError(f"{name} is {given} but must be {limits}")
 
 
 def to_dict(value: Any) -> Any:

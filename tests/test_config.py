@@ -10,6 +10,8 @@ import yaml
 
 from longtake.config import from_dict, override, read_yaml, to_dict
 from longtake.errors import UserError
+from longtake.systems import system_class
+from longtake.systems.base import ModelInfo
 from longtake.systems.tats.config import SIZES, TATSConfig
 from longtake.train.recipe import read_recipe
 
@@ -192,3 +194,33 @@ def test_unreadable_recipes(tmp_path):
     (tmp_path / "list.yaml").write_text("- 1")
     with pytest.raises(UserError, match="is not a recipe"):
         read_recipe(tmp_path / "list.yaml")
+
+
+def numbers(value, path: tuple = ()):
+    """Where numbers, or several of them, stand in plain data."""
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            yield from numbers(inner, (*path, name))
+    elif isinstance(value, (int, float, list)) and not isinstance(value, bool):
+        yield path, value
+
+
+def put(data: dict, path: tuple, value) -> dict:
+    name, *rest = path
+    return data | {name: put(data[name], tuple(rest), value) if rest else value}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["tats", "stylegan_v", "mocogan_sg2", "ccvs", "loong", "lencgan", "ar2", "r3"])
+def test_no_number_in_a_recipe_ends_in_a_traceback(name):
+    """Nothing, less than nothing, and no number at all, in each place in turn: a sentence, or a model."""
+    cls = system_class(name)
+    tiny = to_dict(cls.sizes["tiny"])
+    for path, value in numbers(tiny):
+        bad = (0, -1) if isinstance(value, int) else (0.0, -1.0, float("nan"))
+        for wrong in ([], [0] * len(value), [-1] * len(value)) if isinstance(value, list) else bad:
+            try:
+                config = from_dict(cls.config_class, put(tiny, path, wrong), "recipe")
+                cls(config, ModelInfo(10.0, tuple(config.size), ("a", "b"), (1, 1))).stages()
+            except UserError as error:
+                assert str(error)  # noqa: PT017 (any other error is what is looked for)

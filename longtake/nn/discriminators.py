@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
+from longtake.config import check_range
 from longtake.nn.norm import NormKind, make_norm
 
 MAX_CHANNELS = 512
@@ -20,6 +21,9 @@ class DiscriminatorConfig:
     """Channels of the first layer; they double up to 512."""
     layers: int = 3
     """Strided layers."""
+
+    def __post_init__(self):
+        check_range(self, "width layers", 1)
 
 
 class Judgement(NamedTuple):

@@ -49,7 +49,7 @@ class LlamaConfig:
     recompute: bool = False
 
     def __post_init__(self) -> None:
-        if self.width % (2 * self.heads):
+        if self.heads < 1 or self.width % (2 * self.heads):
             raise ValueError(f"A width of {self.width} cannot be split into {self.heads} heads of even width.")
 
     @property

@@ -39,7 +39,7 @@ class TransformerConfig:
     table: tuple[int, int, int] | None = None
 
     def __post_init__(self) -> None:
-        if self.width % self.heads:
+        if self.heads < 1 or self.width % self.heads:
             raise ValueError(f"A width of {self.width} cannot be split into {self.heads} heads.")
 
 

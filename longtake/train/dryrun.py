@@ -9,13 +9,13 @@ import math
 
 import torch
 import yaml
-from torch.utils.flop_counter import FlopCounterMode
 
 from longtake.data.batch import Batch
 from longtake.data.library import Library
 from longtake.data.loader import Loader
 from longtake.systems.base import Stage, Trainable
 from longtake.train.engine import FabricEngine, make_fabric
+from longtake.train.flops import flop_counter
 from longtake.train.loop import build, pending_stages
 from longtake.train.recipe import Recipe
 
@@ -99,8 +99,8 @@ class _Counter:
         self.stage, self.loader, self.clips = stage, loader, clips
         self.engine = FabricEngine(make_fabric("32", "cpu"), system.networks, stage, 1, recipe.seed)
         self.saved = 0
-        self.derived = 0.0
-        """FLOPs of deriving from the last update's clips."""
+        self.derived: list[float] = []
+        """FLOPs of deriving from each update's clips."""
 
     def at(self, first: int, updates: int) -> float:
         """FLOPs an update, of so many updates from `first` on."""
@@ -126,12 +126,12 @@ class _Counter:
         for name, draw in self.stage.clips.items():
             drawn, places = self.stage.steps * draw.batch, self.loader.pickers[name].total
             share = max(share, places * -math.expm1(-drawn / places) / drawn)  # of the clips drawn, new ones
-        return self.derived * share
+        return sum(self.derived) / max(1, len(self.derived)) * share
 
     def _update(self, step: int) -> float:
-        with FlopCounterMode(display=False) as deriving:
+        with flop_counter() as deriving:
             batches = {name: _ready(batch, self.stage) for name, batch in self.loader.batches(step).items()}
-        self.derived = deriving.get_total_flops()
+        self.derived.append(deriving.get_total_flops())
         size = max(len(batch["id"]) for batch in batches.values())
         few = {name: Batch(**{k: v[: self.clips] for k, v in batch.items()}) for name, batch in batches.items()}
         self.engine.begin(step)
@@ -141,7 +141,7 @@ class _Counter:
             kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
             return tensor
 
-        with FlopCounterMode(display=False) as counter:
+        with flop_counter() as counter:
             with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
                 self.stage.step(few, self.engine)
         scale = size / min(self.clips or size, size)

@@ -11,6 +11,7 @@ from goldens import Golden
 from longtake.systems.ccvs.autoencoder import Autoencoder, AutoencoderConfig, stacked
 from longtake.systems.ccvs.discriminators import Discriminator, batch_spread
 from longtake.systems.ccvs.flow import backwarp, correlation
+from longtake.systems.ccvs.losses import discriminator_loss, generator_loss
 from longtake.systems.ccvs.names import (
     image_discriminator_state,
     video_discriminator_state,
@@ -117,6 +118,10 @@ def test_the_discriminators_are_the_official_ones(dtype):
         golden.check(f"{kind}_scores", scores.detach())
         (slope,) = torch.autograd.grad(scores.sum(), x)
         golden.check(f"{kind}_r1", slope.square().flatten(1).sum(1).mean())
+        if kind == "image":
+            real, made = scores.detach().chunk(2)
+            golden.check("loss_d_logistic", discriminator_loss(real, made))
+            golden.check("loss_g_logistic", generator_loss(scores.detach()))
 
 
 def test_the_spread_of_groups():

@@ -23,6 +23,7 @@ from longtake.systems.base import ModelInfo
 from longtake.systems.ccvs.config import SIZES, CCVSConfig, DiscriminatorConfig
 from longtake.systems.ccvs.convert import convert
 from longtake.systems.ccvs.names import image_discriminator_state, video_discriminator_state
+from longtake.systems.ccvs.rollout import Annotations
 from longtake.systems.ccvs.system import CCVS
 from longtake.train.loop import Trainer, build
 from longtake.train.recipe import LoopSettings, Recipe
@@ -104,6 +105,25 @@ def test_sound_of_the_library(annotated, tmp_path):
     video.write_audio(tmp_path / "a.wav", tone, int(FPS * SAMPLES))
     story = Story(frames=12, timeline=(Entry(audio=str(tmp_path / "a.wav")),))
     assert torch.cat(list(made.generate([story])), 2).shape == (1, 3, 12, 16, 16)
+
+
+def test_sound_that_begins_later_is_predicted_until_then(annotated, tmp_path):
+    """And given frames are heard as their file sounds, whatever comes after them."""
+    torch.manual_seed(0)
+    made = CCVS(tiny("audio"), ModelInfo.of(Library(annotated), (16, 16))).eval()
+    tone = np.sin(np.arange(12 * SAMPLES) * 0.1).astype(np.float32)
+    video.write_audio(tmp_path / "a.wav", tone, int(FPS * SAMPLES))
+    frames = np.zeros((4, 16, 16, 3), np.uint8)
+    heard = {"audio": tone[: 4 * SAMPLES], "audio_rate": int(FPS * SAMPLES)}
+    video.write_video(tmp_path / "first.mp4", [frames], FPS, **heard)
+    later = (Entry(), Entry(start=6 / FPS, audio=str(tmp_path / "a.wav")))
+
+    def told(**fields) -> list[bool]:
+        story = made.check(Story(frames=12, timeline=later, **fields))
+        return (Annotations(made, [story]).tokens(0, 12)[0, :, 0] >= 0).tolist()
+
+    assert told() == [False] * 6 + [True] * 6
+    assert told(first_frames=str(tmp_path / "first.mp4")) == [True] * 4 + [False] * 2 + [True] * 6
 
 
 def test_stages_learn(annotated):

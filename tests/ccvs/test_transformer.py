@@ -245,3 +245,29 @@ def test_places_by_their_kinds():
         assert {n for n, _ in made.places.named_parameters()} == names
         assert made.position_table().shape == (1 + 3 * 5, 4)
         assert (made.position_table()[0] == 0).all()
+
+
+def test_codes_and_states_are_chosen_among_as_many_as_each_has_settings():
+    """The likeliest codes after whatever states were drawn from all."""
+    torch.manual_seed(0)
+    layout = Layout(2, (2, 2), 11, 1, 7, True, 0)
+    made = AnnotatedTransformer(layout, 2, 2, 16).eval().requires_grad_(False)
+    for parameter in made.parameters():
+        parameter.normal_(0, 0.5)
+    opening = Opening(layout.prefix(None, 8), None)
+    nothing, unknown = torch.zeros(8, 0, 4, dtype=torch.long), torch.full((8, 2, 1), -1)
+    noise = torch.rand(2, 8, 2, 5)
+    found = []
+    for i, (codes, states) in enumerate([(1, 0), (1, 0), (0, 1)]):
+        sampler = FrameSampler(made, 8, CCVSSettings(top_k=codes, state_top_k=states))
+        own = noise[min(i, 1)]
+        found.append(sampler.window(opening, nothing, unknown.clone(), own[..., :4], own[..., 4:]))
+    (codes, states), (_, other), (drawn, likeliest) = found
+    assert not torch.equal(states, other)
+    assert not torch.equal(codes, drawn)
+    ids = torch.cat([opening.ids, layout.join(states, codes)], 1)
+    places = torch.cat([torch.zeros(ids.shape[1] - 10, dtype=torch.long), layout.frame_places(0, 2)])
+    logits = made.predict(ids, places)
+    expected = logits[:, -6:-2].argmax(-1)  # of the last frame's codes, which stand after its state
+    assert torch.equal(codes[:, 1], expected)
+    assert (likeliest[:, 0] == likeliest[0, 0]).all()

@@ -45,6 +45,37 @@ def test_an_image_of_the_model_is_found_again_and_animated(system, tmp_path, mon
         api.configure(system, {"latent": None})
 
 
+def test_swapped_motions_are_those_of_their_seeds_whatever_is_animated(system, tmp_path):
+    plain = edit.swap_motions(system, [1, 2], [3, 4], 2)
+    assert plain.shape == (2, 2, 3, 2, 16, 16)
+    assert not torch.equal(plain[0], plain[1])
+    assert not torch.equal(plain[:, 0], plain[:, 1])
+    own = edit.styles_of(system, 5)
+    edit.save_latent(edit.styles_of(system, 9), tmp_path / "latent.safetensors")
+    api.configure(system, {"latent": str(tmp_path / "latent.safetensors")})
+    try:
+        assert torch.equal(edit.swap_motions(system, [1, 2], [3, 4], 2), plain)
+        assert torch.equal(edit.styles_of(system, 5), own)
+    finally:
+        api.configure(system, {"latent": None})
+
+
+def test_what_makes_no_sense_is_refused(system, tmp_path):
+    with pytest.raises(UserError, match="there is no class 7"):
+        edit.styles_of(system, 0, 7)
+    with pytest.raises(UserError, match="a frame at least"):
+        edit.swap_motions(system, [1], [1], 0)
+    with pytest.raises(UserError, match="no numbers"):
+        edit.project(system, torch.full((3, 16, 16), torch.nan), steps=1)
+    edit.save_latent(edit.styles_of(system, 0) * torch.nan, tmp_path / "nan.safetensors")
+    api.configure(system, {"latent": str(tmp_path / "nan.safetensors")})
+    try:
+        with pytest.raises(UserError, match="no numbers"):
+            video(system)
+    finally:
+        api.configure(system, {"latent": None})
+
+
 def test_styles_keep_their_class(tmp_path):
     torch.manual_seed(0)
     info = ModelInfo(15.0, (16, 16), ("a", "b"), (1, 0))  # where none is told, the first is drawn

@@ -164,6 +164,49 @@ def test_truncation():
     assert (left - right).abs().max() > 1e-2
 
 
+def test_videos_made_together_are_truncated_to_their_own_class():
+    system = make(replace(TINY, condition="label"))
+    system.settings = replace(system.settings, truncation=0.3, truncation_centre="class")
+    stories = [Story(frames=4, seed=i, timeline=(Entry(label=name),)) for i, name in enumerate(("left", "right"))]
+    with torch.inference_mode():
+        together = torch.cat(list(system.generate(stories)), 2)
+        alone = [torch.cat(list(system.generate([story])), 2)[0] for story in stories]
+    close(together, torch.stack(alone))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"start": float("nan")}, "start is nan but must be between 0"),
+        ({"start": 1e19}, "start is 1e"),
+        ({"truncation": float("nan")}, "truncation is nan"),
+        ({"truncation_layers": -1}, "truncation_layers is -1"),
+        ({"truncation": 0.5, "latent": "file"}, "leave truncation at 1"),
+    ],
+)
+def test_settings_out_of_range_are_refused(settings, message):
+    with pytest.raises(UserError, match=message):
+        api.configure(make(), settings)
+
+
+def test_no_frames_between_frames_of_a_recurrent_model():
+    system = make(MOCOGAN_SIZES["tiny"], MoCoGANSG2)
+    system.settings = replace(system.settings, start=0.5)
+    with pytest.raises(UserError, match="no frames between frames"):
+        video(system, 4)
+
+
+@pytest.mark.parametrize("spacing", [10.1, 16.0])
+def test_codes_are_continuous_at_tokens_far_from_the_beginning(spacing):
+    system = make(replace(TINY, motion=replace(TINY.motion, spacing=spacing)))
+    token = 9000 * spacing
+    with torch.inference_mode():
+        film = Film(system, 0)
+        film.enter(0)
+        before, after = film.codes(torch.tensor([token - 1e-6, token + 1e-6], dtype=torch.float64))
+    assert (after - before).abs().max() < 1e-4
+
+
 def test_classes_change_with_the_story():
     system = make(replace(TINY, condition="label"))
     told = video(system, 40, timeline=(Entry(0, label="left"), Entry(20 / 15, label="right")))

@@ -6,11 +6,15 @@ import re
 from dataclasses import replace
 
 import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
 
 from longtake.systems.ccvs.config import SIZES as CCVS
 from longtake.systems.loong.config import SIZES as LOONG
 from longtake.systems.tats.config import SIZES as TATS
 from longtake.train.dryrun import count_flops, describe
+from longtake.train.flops import flop_counter
 from longtake.train.recipe import Recipe
 
 
@@ -75,3 +79,36 @@ def test_what_comes_now_and_then_counts_as_often_as_it_comes(library):
     picture = count_flops(Recipe("loong", "tiny", config, str(library), "", seed=1), 1)["lm_1"][1]
     share = (costs[0.0] - costs[0.5]) / (costs[0.0] - picture)
     assert 0.25 < share < 0.75
+
+
+def counted(run) -> int:
+    with flop_counter() as counter:
+        run()
+    return counter.get_total_flops()
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_attention_counts_whatever_kernel_runs_it(dropout):
+    """Two products forward, four backward, of queries, keys and values of 64 places."""
+    q, k, v = (torch.randn(2, 3, 64, 16, requires_grad=True) for _ in range(3))
+
+    def run() -> None:
+        F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=dropout).sum().backward()
+
+    assert counted(run) == 6 * 2 * (2 * 3 * 64 * 64 * 16)
+
+
+def test_recurrent_layers_count():
+    lstm, x = nn.LSTM(8, 16), torch.randn(5, 3, 8)
+    assert counted(lambda: lstm(x)[0].sum().backward()) == 3 * 2 * 15 * (64 * 8 + 64 * 16)
+
+
+@pytest.mark.parametrize("kind", [nn.Conv2d, nn.ConvTranspose2d])
+def test_groups_divide_the_cost_of_a_convolution(kind):
+    x, costs = torch.randn(2, 8, 9, 9, requires_grad=True), []
+    for groups in (1, 4):
+        layer = kind(8, 16, 3, stride=2, padding=1, groups=groups)
+        forward, both = counted(lambda: layer(x)), counted(lambda: layer(x).sum().backward())  # noqa: B023
+        assert both == 3 * forward
+        costs.append(both)
+    assert costs[0] == 4 * costs[1]

@@ -12,6 +12,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from longtake.config import check_range
 from longtake.nn.quantize import EMACodebook, Quantised, RestartBy, unquantised
 from longtake.systems.ccvs.flow import FlowFusion
 from longtake.systems.ccvs.layers import ConvLayer, ResBlock
@@ -58,8 +59,10 @@ class AutoencoderConfig:
     def __post_init__(self):
         if not 0 < self.shared <= 1:
             raise ValueError(f"shared is {self.shared} but must be above 0 and at most 1")
-        if self.context < 0:
-            raise ValueError(f"context is {self.context} but must be 0 or more")
+        check_range(self, "width multipliers latent flow_widths", 1)
+        check_range(self, "context", 0)
+        if int(self.shared * min(self.multipliers) * self.width) < 1 and self.context:
+            raise ValueError(f"shared is {self.shared}, which leaves a level no channel for context; raise it")
         if self.quantiser != "none" and self.codes < 2:
             raise ValueError(f"a codebook of {self.codes} codes says nothing; give 2 or more")
 

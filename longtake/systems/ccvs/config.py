@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from longtake.config import check_range
 from longtake.rollout.sampling import SamplingSettings
 from longtake.systems.ccvs.augmentation import AugmentationConfig
 from longtake.systems.ccvs.autoencoder import AutoencoderConfig
@@ -20,6 +21,9 @@ class DiscriminatorConfig:
     """Channels at full resolution."""
     multipliers: tuple[int, ...] = (1, 1, 2, 2, 4, 4)
     """Channels at each level, in multiples of `width`; the last repeats."""
+
+    def __post_init__(self):
+        check_range(self, "width multipliers", 1)
 
 
 @dataclass(frozen=True)
@@ -88,10 +92,10 @@ class AutoencoderStageConfig:
     """Decay of the averaged weights, applied after the image and after the video part."""
 
     def __post_init__(self):
+        check_range(self, "image_batch video_batch video_every r1_every", 1)
+        check_range(self, "betas ema end_share", 0, 1)
         if self.frames < 2 or self.span < self.frames:
             raise ValueError(f"clips of {self.frames} frames need 2 or more, and a span of at least as many")
-        if not 0 <= self.end_share <= 1:
-            raise ValueError(f"end_share is {self.end_share} but must lie between 0 and 1")
         if self.end_share and self.frames < 3:
             raise ValueError(f"clips of {self.frames} frames have none between first and last; end_share needs 3")
         if self.steps and max(self.context_start, self.quantise_start) >= self.steps:
@@ -127,10 +131,10 @@ class PriorConfig:
     """What stands before the codes of each frame."""
 
     def __post_init__(self):
+        check_range(self, "heads width", 1)
+        check_range(self, "dropout end_share", 0, 1)
         if self.layers and self.width % self.heads:
             raise ValueError(f"a width of {self.width} cannot be split into {self.heads} heads")
-        if not 0 <= self.end_share <= 1:
-            raise ValueError(f"end_share is {self.end_share} but must lie between 0 and 1")
 
 
 @dataclass(frozen=True)
@@ -162,6 +166,11 @@ class StatesConfig:
     lr: float = 0.01
     """Learning rate of Adam (betas 0.5, 0.9)."""
 
+    def __post_init__(self):
+        check_range(self, "codes hidden batch", 1)
+        if self.names is not None and len(set(self.names)) < max(1, len(self.names)):
+            raise ValueError(f"names are {', '.join(self.names) or 'none'} but must be one or more different ones")
+
 
 @dataclass(frozen=True)
 class SoundConfig:
@@ -181,6 +190,10 @@ class SoundConfig:
     """Learning rate of Adam (betas 0, 0.99)."""
     ema: float | None = None
     """Decay of averaged weights; the paper has none."""
+
+    def __post_init__(self):
+        check_range(self, "codes latent hidden batch", 1)
+        check_range(self, "ema", 0, 1)
 
 
 @dataclass(frozen=True)
@@ -213,6 +226,7 @@ class CCVSConfig:
         return self.size[0] // factor, self.size[1] // factor
 
     def __post_init__(self):
+        check_range(self, "size", 1)
         factor = self.autoencoder.compression
         if self.size[0] % factor or self.size[1] % factor:
             raise ValueError(

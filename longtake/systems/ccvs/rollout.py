@@ -95,11 +95,16 @@ class Annotations:
         samples, frames = self.system.info.samples_per_frame, story.frames
         assert samples is not None
         assert frames is not None
+        own, begin = first_sound(story, samples), frames
         if "audio" in story.conditions():
-            return sound_of(story, samples)
-        track, own = np.full((frames, samples), np.nan, np.float32), first_sound(story, samples)
+            track = sound_of(story, samples)
+            begin = round(min(e.start for e in story.timeline if e.audio is not None) * (story.fps or 0))
+        else:
+            track = np.empty((frames, samples), np.float32)
+        track[:begin] = np.nan
         if own is not None:
-            track[: len(own)] = own
+            known = min(len(own), begin)
+            track[:known] = own[:known]
         return track
 
     def _estimate(self, known: Tensor, given: int) -> None:
@@ -184,6 +189,8 @@ def context_of(system: CCVS) -> int:
     memory = most if settings.context is None else settings.context
     if not 0 <= memory <= most:
         raise UserError(f"context={memory} must lie between 0 and the {most} frames of this model", code=2)
+    if most and not memory and not system.config.autoencoder_stage.unconditional:
+        raise UserError("this model never learned to decode without context; give context=1 or more", code=2)
     if settings.keep_first and not 0 < settings.keep_first < memory:
         given = settings.keep_first
         raise UserError(f"keep_first={given} must be 0 or more, and less than the {memory} context frames", code=2)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from longtake.config import check_range
 from longtake.nn.discriminators import DiscriminatorConfig
 from longtake.rollout.sampling import SamplingSettings
 from longtake.systems.loong.tokenizer import TokenizerConfig
@@ -48,6 +49,8 @@ class LMConfig:
     """How texts become tokens."""
 
     def __post_init__(self):
+        check_range(self, "heads width", 1)
+        check_range(self, "dropout", 0, 1)
         if self.width % (2 * self.heads):
             raise ValueError(f"a width of {self.width} cannot be split into {self.heads} heads of even width")
 

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
+from longtake.config import check_range
 from longtake.errors import UserError
 from longtake.nn.norm import FrameNorm
 from longtake.nn.quantize import EMACodebook, Quantised
@@ -57,6 +58,7 @@ class TokenizerConfig:
     sets it apart."""
 
     def __post_init__(self):
+        check_range(self, "width multipliers blocks embedding codes groups", 1)
         time, rows, columns = self.compression
         if rows != columns or any(c < 1 or c & (c - 1) for c in self.compression):
             raise ValueError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from longtake.config import check_range
 from longtake.systems.recall.encoder import EncoderConfig
 from longtake.systems.recall.generator import GeneratorConfig
 from longtake.systems.recall.latents import CLIP
@@ -41,6 +42,10 @@ class StageConfig:
     ema: float | None = None
     """Decay of averaged weights; the thesis has none."""
 
+    def __post_init__(self):
+        check_range(self, "batch", 1)
+        check_range(self, "betas ema", 0, 1)
+
 
 @dataclass(frozen=True)
 class ClipGANConfig:
@@ -56,6 +61,9 @@ class ClipGANConfig:
     """Width of both discriminators."""
     stage: StageConfig = StageConfig()
     """Their training."""
+
+    def __post_init__(self):
+        check_range(self, "size critics", 1)
 
 
 @dataclass(frozen=True)
@@ -91,6 +99,10 @@ class LEncGANConfig(ClipGANConfig):
     """Whether that is the state after frame 7 (section 4.5.2) or after the last (Algorithm 4)."""
     reference: Literal["first", "middle", "none"] = "middle"
     """The frame that is reconstructed once more by a term of its own (Fig. 4.4)."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_range(self, "lstm clips", 1)
 
 
 @dataclass(frozen=True)
@@ -153,6 +165,7 @@ class R2Config(ClipGANConfig):
         return replace(terms, noise=terms.noise or self.noise)
 
     def __post_init__(self):
+        super().__post_init__()
         if not 1 <= self.overlap < CLIP:
             raise ValueError(f"overlap is {self.overlap}; clips of {CLIP} frames share 1 to {CLIP - 1} of them")
 
@@ -190,6 +203,8 @@ class PlannerConfig:
         return self.frames // 8 - 1
 
     def __post_init__(self):
+        check_range(self, "layers heads width", 1)
+        check_range(self, "dropout", 0, 1)
         if self.tokens < 2:
             raise ValueError(f"frames is {self.frames}, which holds {max(0, self.tokens)} clips; a plan needs 2")
 

@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from longtake.config import check_range
 from longtake.nn.norm import BatchNorm1d, BatchNorm2d
 from longtake.systems.recall.latents import CLIP, LOGVAR_RANGE, LatentSpace, difference_maps
 
@@ -34,6 +35,9 @@ class EncoderConfig:
     """Width between the motion features and their mean and variance."""
     norm: Literal["batch", "layer"] = "batch"
     """After fully connected layers. Batch norm (the thesis) needs two or more clips a pass."""
+
+    def __post_init__(self):
+        check_range(self, "width features embedding head", 1)
 
 
 class DenseSet(nn.Sequential):

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
+from longtake.config import check_range
 from longtake.nn.norm import BatchNorm3d
 
 TIME_BLOCKS = 3
@@ -45,6 +46,7 @@ class GeneratorConfig:
     """Quirk of G3AN's released code: attended values are read in a wrong order of axes, which scrambles them."""
 
     def __post_init__(self):
+        check_range(self, "content motion width", 1)
         if self.blocks < TIME_BLOCKS:
             raise ValueError(f"blocks is {self.blocks}, but time alone takes {TIME_BLOCKS}")
         if self.attention is not None and not 1 <= self.attention <= self.blocks:

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from longtake.config import check_range
 from longtake.nn.distributed import all_reduce_sum, processes
 
 SYM6 = (
@@ -62,6 +63,11 @@ class AugmentConfig:
     """Scaling, rotation, stretching, shifts."""
     colour: bool = True
     """Brightness, contrast, inverted luma, hue, saturation."""
+
+    def __post_init__(self):
+        check_range(self, "videos every", 1)
+        check_range(self, "start most", 0, 1)
+        check_range(self, "target", -1, 1)
 
 
 class Adaptation:
@@ -292,14 +298,14 @@ def mirrored(x: Tensor, axis: int) -> Tensor:
 
 
 def _along(x: Tensor, taps: Tensor, axis: int, up: bool) -> Tensor:
-    """Doubles or halves the resolution along an axis of (B, C, H, W)."""
-    shape = (1, 1, -1, 1) if axis == 2 else (1, 1, 1, -1)
-    stride = (2, 1) if axis == 2 else (1, 2)
-    flat = x.flatten(0, 1).unsqueeze(1)
-    kernel = taps.view(shape)
-    out = (
-        F.conv_transpose2d(flat, kernel * math.sqrt(2), stride=stride)
+    """Doubles or halves the resolution along an axis of (B, C, H, W).
+
+    As a product with a matrix: convolutions of one channel are ten times as slow on CPUs.
+    """
+    each, kernel = torch.eye(x.shape[axis], dtype=x.dtype, device=x.device)[:, None], taps.view(1, 1, -1)
+    matrix = (
+        F.conv_transpose1d(each, kernel * math.sqrt(2), stride=2)
         if up
-        else F.conv2d(flat, kernel / math.sqrt(2), stride=stride)
-    )
-    return out.squeeze(1).unflatten(0, x.shape[:2])
+        else F.conv1d(each, kernel / math.sqrt(2), stride=2)
+    )[:, 0]
+    return matrix.T @ x if axis == 2 else x @ matrix

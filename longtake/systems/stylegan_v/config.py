@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from longtake.config import check_range
 from longtake.data.clips import Sparse, Step
 from longtake.systems.stylegan_v.augment import AugmentConfig
 from longtake.systems.stylegan_v.discriminator import DiscriminatorConfig
 from longtake.systems.stylegan_v.mapping import MappingConfig
 from longtake.systems.stylegan_v.motion import MotionConfig
 from longtake.systems.stylegan_v.synthesis import SynthesisConfig
+
+LATEST = 2.0**40
+"""Latest time of a frame, in frames: its place between two motion tokens is exact to a thousandth."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,11 @@ class GANStageConfig:
     ema: float | None = 0.99778
     """Decay of averaged weights (half-life 20,000 videos at a batch of 64)."""
 
+    def __post_init__(self):
+        check_range(self, "batch gamma_every path_every", 1)
+        check_range(self, "steps lr gamma path_weight video_lr", 0)
+        check_range(self, "betas mixing ema", 0, 1)
+
 
 @dataclass(frozen=True)
 class StyleGANVConfig:
@@ -76,6 +86,7 @@ class StyleGANVConfig:
     """Training."""
 
     def __post_init__(self):
+        check_range(self, "size", 1)
         if self.frames < 1 or (self.sampling != "consecutive" and not self.distances):
             text = f"clips of {self.frames} frames, {self.sampling}, do not fit a distance of {self.distance}"
             raise ValueError(f"{text}; raise distance or lower frames")
@@ -127,8 +138,11 @@ class StyleGANVSettings:
     """Of the arithmetic of the synthesis network."""
 
     def __post_init__(self):
-        if self.start < 0:
-            raise ValueError(f"start is {self.start:g} but videos begin at 0")
+        check_range(self, "start", 0, LATEST)
+        check_range(self, "truncation", -math.inf)
+        check_range(self, "truncation_layers", 0)
+        if self.latent is not None and self.truncation != 1:
+            raise ValueError("latent brings styles that are not truncated; leave truncation at 1")
 
 
 _TINY = StyleGANVConfig(

@@ -13,6 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from longtake.config import check_range
 from longtake.nn.norm import BatchNorm3d
 from longtake.systems.stylegan_v.layers import EqualConv2d, EqualLinear, full_precision, unit_moment
 from longtake.systems.stylegan_v.synthesis import channels, resolutions
@@ -51,6 +52,10 @@ class DiscriminatorConfig:
     """Largest activation; 256 in the released models of mixed precision."""
     video_width: int = 64
     """Channels of the first layer of MoCoGAN's video discriminator; they double three times."""
+
+    def __post_init__(self):
+        check_range(self, "base most join divisor embedding layers group video_width", 1)
+        check_range(self, "gaps", 2)
 
 
 class ResidualBlock(nn.Module):

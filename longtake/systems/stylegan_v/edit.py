@@ -39,7 +39,7 @@ class Still:
 
     Args:
         seed: of the motion.
-        time: of the frame; an image is projected to time 0 (paper).
+        time: of the frame, 0 or more; an image is projected to time 0 (paper).
         label: class index.
     """
 
@@ -87,13 +87,15 @@ def project(
         seen: called with (step, distance).
 
     Raises:
-        UserError: an image of another size.
+        UserError: an image of another size, or one that is not finite.
     """
     if tuple(image.shape) != (3, *system.config.size):
         height, width = system.config.size
         raise UserError(
             f"the image is {tuple(image.shape)}, but this model makes (3, {height}, {width}); resize it"
         )
+    if not image.isfinite().all():
+        raise UserError("the image holds values that are no numbers; give pixels in [-1, 1]")
     still, measure = Still(system, seed, label=label), beside(system, distance or pyramid_distance)
     mean, deviation = still.spread()
     start = mean.expand(1, system.generator.synthesis.styles, -1)
@@ -251,6 +253,8 @@ def swap_motions(
 ) -> Tensor:
     """Every content under every motion: (contents, motions, 3, frames, H, W); seeds as in generation."""
     settings = system.settings
+    if frames < 1 or not contents or not motions:
+        raise UserError("swapping motions needs a content, a motion and a frame at least; give one or more of each")
     times = torch.arange(frames, dtype=torch.float64) + settings.start
     rows = []
     system.eval()

@@ -8,6 +8,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from longtake.config import check_range
 from longtake.systems.stylegan_v.layers import EqualLinear, full_precision, unit_moment
 
 AVERAGE = 0.995
@@ -24,6 +25,9 @@ class MappingConfig:
     """Width of a style w."""
     layers: int = 2
     """Layers (2 in the released configuration, 8 in StyleGAN2; the paper names no number)."""
+
+    def __post_init__(self):
+        check_range(self, "noise width layers", 1)
 
 
 class Mapping(nn.Module):

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from longtake.config import check_range
 from longtake.systems.stylegan_v.layers import SLOPE, EqualConv1d, EqualLinear, full_precision
 
 RATE = 0.01
@@ -49,6 +50,8 @@ class MotionConfig:
     """Longest period."""
 
     def __post_init__(self):
+        check_range(self, "noise width waves kernel", 1)
+        check_range(self, "spacing shortest longest", 0)
         if self.spacing <= 0 or not 0 < self.shortest <= self.longest:
             raise ValueError("motion needs a spacing above 0 and periods with 0 < shortest <= longest")
 
@@ -126,7 +129,7 @@ class AcyclicEncoding(nn.Module):
             angle = frequency * at.unsqueeze(-1) + phase
             return torch.cat([angle.sin(), angle.cos()], -1)
 
-        begin = left * self.spacing
+        begin = left.to(times.dtype) * self.spacing
         stitch = torch.lerp(raw(begin), raw(begin + self.spacing), share)
         align = torch.lerp(pick(waves.align, index), pick(waves.align, index + 1), share)
         return raw(times) - stitch + align

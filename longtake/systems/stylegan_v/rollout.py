@@ -40,6 +40,8 @@ def stream(system: StyleGANV, stories: list[Story], rng: Rng) -> Iterator[Tensor
     story = stories[0]
     assert story.frames is not None
     assert story.fps is not None
+    if not system.any_fps and system.settings.start % 1:
+        raise UserError(f"{system.name} has no frames between frames; give a whole number as start", code=2)
     labels, ws = drawn_labels(system, rng), None
     if system.settings.latent is not None:
         ws, label = read_latent(system, system.settings.latent)
@@ -74,7 +76,7 @@ class Film:
     Args:
         system: whose generator makes it.
         seed: of its content and, unless the settings say otherwise, its motion.
-        ws: its styles (1, L, W); None: from the seed, or from the settings' file.
+        ws: its styles (1, L, W); None: from the seed.
         motion: seed of its motion, whatever the settings say; None: theirs, or the content's.
     """
 
@@ -84,12 +86,14 @@ class Film:
         chosen = self.settings.motion_seed if motion is None else motion
         self.rng = Rng([seed if chosen is None else chosen])
         self.given = ws
-        if ws is None and self.settings.latent is not None:
-            self.given = read_latent(system, self.settings.latent).ws
         self.label: int | None = None
 
     def frames(self, times: Tensor, labels: list[int]) -> Tensor:
-        """Frames (3, n, H, W) in [-1, 1] at `times` (n,) in source frames, in any order, each under its class."""
+        """Frames (3, n, H, W) in [-1, 1] at `times` (n,) in source frames, in any order, each under its class.
+
+        Raises:
+            UserError: no such class.
+        """
         parts, begin = [], 0
         for i in range(1, len(labels) + 1):
             if i == len(labels) or labels[i] != labels[begin]:
@@ -102,6 +106,8 @@ class Film:
         """Prepare for frames of a class."""
         if label == self.label:
             return
+        if not 0 <= label < max(1, self.system.classes):
+            raise UserError(f"there is no class {label}; this model has {self.system.classes}, counted from 0")
         self.label = label
         self.one_hot = self.system.one_hot(torch.tensor([label], device=self.system.device))
         self.blocks: dict[int, Tensor | Waves] = {}
@@ -205,6 +211,8 @@ def read_latent(system: StyleGANV, path: str) -> Latent:
     wanted = (1, system.generator.synthesis.styles, system.config.mapping.width)
     if ws.shape != wanted:
         raise UserError(f"{path} holds styles of shape {tuple(ws.shape)}, but this model has {wanted}")
+    if not ws.isfinite().all() or held.get("label", ws[0, 0, 0]).numel() != 1:
+        raise UserError(f"{path} holds styles or a class that are no numbers; write it again with `save_latent`")
     label = int(held["label"]) if "label" in held else None
     if label is not None and not 0 <= label < max(1, system.classes):
         raise UserError(f"{path} holds styles of class {label}, but this model has {system.classes} classes")

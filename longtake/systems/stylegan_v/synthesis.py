@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from longtake.config import check_range
 from longtake.systems.stylegan_v.layers import ModulatedConv2d, Modulation, full_precision, upsample
 
 COARSEST = 4
@@ -26,6 +27,9 @@ class SynthesisConfig:
     """Most channels."""
     clamp: float | None = None
     """Largest activation; 256 in the released models of mixed precision."""
+
+    def __post_init__(self):
+        check_range(self, "base most", 1)
 
 
 def resolutions(size: tuple[int, int]) -> list[tuple[int, int]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from longtake.config import check_range
 from longtake.nn.conv import Padding
 from longtake.nn.discriminators import DiscriminatorConfig
 from longtake.rollout.sampling import SamplingSettings
@@ -44,6 +45,8 @@ class TransformerSize:
     """Positions of the transformer; None: as many as its clips and their condition have tokens."""
 
     def __post_init__(self):
+        check_range(self, "heads width", 1)
+        check_range(self, "dropout", 0, 1)
         if self.width % self.heads:
             raise ValueError(f"a width of {self.width} cannot be split into {self.heads} heads")
 

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
+from longtake.config import check_range
 from longtake.errors import UserError
 from longtake.nn.conv import PaddedConv3d, PaddedConvTranspose3d, Padding, padding_amounts
 from longtake.nn.norm import NormKind, make_norm
@@ -54,6 +55,7 @@ class VQGANConfig:
 
     def __post_init__(self):
         object.__setattr__(self, "compression", tuple(self.compression))
+        check_range(self, "hidden embedding codes channels groups", 1)
         for factor in self.compression:
             if factor < 1 or factor & (factor - 1):
                 raise UserError(f"compression {self.compression} has {factor}: use powers of two such as (4, 8, 8)")
