@@ -15,12 +15,15 @@ demo: $(VENV)/.base
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest
 
-compare-tiny: $(VENV)/.dev
-	$(BIN)/longtake data sample atari -o data/compare-tiny --minutes 12 --size 32 --games enduro freeway riverraid seaquest
+compare-tiny: $(VENV)/.dev data/compare-tiny/library.json
 	mkdir -p runs/compare-tiny
 	$(BIN)/python experiments/comparison.py --data data/compare-tiny --output runs/compare-tiny \
 	  --pflop 0.0001 --videos 16 --frames 128 --long 512
 	@echo "The page is $(CURDIR)/runs/compare-tiny/comparison.html."
+
+data/compare-tiny/library.json: | $(VENV)/.dev
+	$(BIN)/longtake data sample atari -o data/compare-tiny --minutes 12 --size 32 --seed 1 --test 0.4 \
+	  --games enduro freeway riverraid seaquest
 
 test-slow: $(VENV)/.dev
 	$(BIN)/python -m pytest -m slow --timeout=1800

@@ -23,7 +23,8 @@ def _library() -> Any:
     try:
         import tokenizers
     except ImportError:
-        raise UserError("text needs the library tokenizers: pip install 'longtake[text]'", code=2) from None
+        message = "text needs the library tokenizers; install it with: pip install 'longtake[text]'"
+        raise UserError(message, code=2) from None
     return tokenizers
 
 

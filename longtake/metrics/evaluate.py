@@ -239,7 +239,7 @@ def _claim(folder: Path, key: dict) -> None:
     except OSError as error:
         raise UserError(f"cannot write to {folder}: {error.strerror}", code=2) from None
     if file.is_file() and json.loads(file.read_text()) != key:
-        raise UserError(f"{folder} holds another evaluation; choose another -o, or remove it")
+        raise UserError(f"{folder} holds another evaluation; choose another --output, or remove it")
     write_text(file, json.dumps(key, indent=1))
 
 

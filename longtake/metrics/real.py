@@ -166,7 +166,8 @@ def check_size(library: Library, size: tuple[int, int]) -> None:
     if have[0] < size[0] or have[1] < size[1] or have[0] * size[1] != have[1] * size[0]:
         raise UserError(
             f"{library.path} holds {have[0]}x{have[1]} frames and the videos have {size[0]}x{size[1]}; "
-            f"prepare the library with --size {size[0]}x{size[1]} or larger"
+            f"prepare the library with --size {size[0]}x{size[1]} or larger",
+            code=2,
         )
 
 

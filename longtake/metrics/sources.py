@@ -319,7 +319,8 @@ class FolderSource:
         if len(set(sizes)) > 1:
             odd = next(f for f, size in zip(self.files, sizes, strict=True) if size != sizes[0])
             shown = ", ".join(f"{h}x{w}" for h, w in sorted(set(sizes)))
-            raise UserError(f"the videos in {self.folder} have different sizes ({shown}), for example {odd.name}")
+            text = f"the videos in {self.folder} have different sizes ({shown}), for example {odd.name}"
+            raise UserError(f"{text}; measure those of one size", code=2)
         for file, info in zip(self.files, infos, strict=True):
             if abs(info.fps / rate - 1) > RATE_TOLERANCE:
                 raise UserError(

@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from longtake.config import check_range
 from longtake.nn.norm import NormKind, make_norm
 
 MAX_CHANNELS = 512
@@ -23,7 +22,10 @@ class DiscriminatorConfig:
     """Strided layers."""
 
     def __post_init__(self):
-        check_range(self, "width layers", 1)
+        if min(self.width, self.layers) < 1:
+            raise ValueError(
+                f"a discriminator of width {self.width} and {self.layers} layers needs 1 or more of both"
+            )
 
 
 class Judgement(NamedTuple):

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from longtake.nn.precision import wide
+
 GANLoss = Literal["hinge", "vanilla"]
 
 
@@ -18,7 +20,7 @@ def discriminator_loss(real: Tensor, fake: Tensor, kind: GANLoss = "hinge") -> T
     hinge: (E relu(1 - real) + E relu(1 + fake)) / 2; vanilla: (E softplus(-real) + E softplus(fake)) / 2, half the
     negative log-likelihood that section 2.1 of TATS writes. The released code of TATS defaults to hinge.
     """
-    real, fake = _wide(real), _wide(fake)
+    real, fake = wide(real), wide(fake)
     if kind == "hinge":
         return (F.relu(1 - real).mean() + F.relu(1 + fake).mean()) / 2
     return (F.softplus(-real).mean() + F.softplus(fake).mean()) / 2
@@ -26,7 +28,7 @@ def discriminator_loss(real: Tensor, fake: Tensor, kind: GANLoss = "hinge") -> T
 
 def generator_loss(fake: Tensor) -> Tensor:
     """The generator's loss on logits of what it made: -E fake, for both kinds (released code of TATS)."""
-    return -_wide(fake).mean()
+    return -wide(fake).mean()
 
 
 def feature_matching_loss(fake: Sequence[Tensor], real: Sequence[Tensor]) -> Tensor:
@@ -34,9 +36,4 @@ def feature_matching_loss(fake: Sequence[Tensor], real: Sequence[Tensor]) -> Ten
 
     Leave the logits out. No gradient flows into `real`.
     """
-    return torch.stack([F.l1_loss(_wide(f), _wide(r.detach())) for f, r in zip(fake, real, strict=True)]).sum()
-
-
-def _wide(x: Tensor) -> Tensor:
-    """At least float32, for means over many logits under autocast."""
-    return x if x.dtype == torch.float64 else x.float()
+    return torch.stack([F.l1_loss(wide(f), wide(r.detach())) for f, r in zip(fake, real, strict=True)]).sum()

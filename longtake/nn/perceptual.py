@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from longtake.nn.precision import wide
+
 VGG_PLAN = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 VGG_CHANNELS = tuple(block[-1] for block in VGG_PLAN)
 EPS = 1e-10
@@ -100,7 +102,7 @@ class PerceptualDistance(nn.Module):
 
 def _unit(x: Tensor) -> Tensor:
     # Not x / (|x| + eps): the gradient of that norm is not a number where all features are 0.
-    return F.normalize(x if x.dtype == torch.float64 else x.float(), dim=1, eps=EPS)
+    return F.normalize(wide(x), dim=1, eps=EPS)
 
 
 def lpips(state: Mapping[str, Tensor], scale: float = 1.0) -> PerceptualDistance:

@@ -1,8 +1,14 @@
-"""What the processor can multiply in."""
+"""Which precision there is, and which is needed."""
 
 from __future__ import annotations
 
 import torch
+from torch import Tensor
+
+
+def wide(x: Tensor) -> Tensor:
+    """In float32 at least: for sums and norms under autocast."""
+    return x if x.dtype == torch.float64 else x.float()
 
 
 def fast_bfloat16() -> bool:

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from longtake.nn.distributed import all_reduce_sum, broadcast, gather_rows
+from longtake.nn.precision import wide
 
 COUNT_EPS = 1e-7
 DISTANCE_ELEMENTS = 1 << 24  # size of the largest distance matrix held at once (64 MB in float32)
@@ -92,14 +93,14 @@ class EMACodebook(nn.Module):
     def nearest(self, z: Tensor) -> Tensor:
         """The index of the nearest embedding for each vector of `z` (B, D, ...): int64 (B, ...)."""
         with torch.no_grad(), torch.autocast(z.device.type, enabled=False):
-            vectors = _flatten(_at_least_float32(z))
+            vectors = flatten(wide(z))
             return self._nearest(vectors).view(z.shape[0], *z.shape[2:])
 
     def forward(self, z: Tensor, generator: Generator | None = None) -> Quantised:
         """Quantises `z` (B, D, ...); `generator` (of the CPU) feeds the initialisation and the restarts."""
         with torch.autocast(z.device.type, enabled=False):
-            z = _at_least_float32(z)
-            vectors = _flatten(z).detach()
+            z = wide(z)
+            vectors = flatten(z).detach()
             if self.training and not self.initialised:
                 self._initialise(vectors, generator)
             flat = self._nearest(vectors)
@@ -110,11 +111,8 @@ class EMACodebook(nn.Module):
             if self.training:
                 usage = all_reduce_sum(usage)
                 self._update(vectors, flat, usage, generator)
-            p = usage / usage.sum()
-            perplexity = torch.exp(-(p * torch.log(p + 1e-10)).sum())
-            used = (usage > 0).to(z.dtype).mean()
             values = z + (embedded - z).detach()
-        return Quantised(values, indices, commitment_loss, perplexity, used)
+        return Quantised(values, indices, commitment_loss, *spread(usage))
 
     def _nearest(self, vectors: Tensor) -> Tensor:
         table = self.embeddings.to(vectors.dtype)
@@ -159,11 +157,13 @@ class EMACodebook(nn.Module):
         self.sums[rows] = chosen * self._fresh_count
 
 
-def _at_least_float32(z: Tensor) -> Tensor:
-    return z if z.dtype == torch.float64 else z.float()
+def spread(usage: Tensor) -> tuple[Tensor, Tensor]:
+    """Perplexity and share of the codes in use, from how often (K,) each was used."""
+    p = usage / usage.sum()
+    return torch.exp(-(p * torch.log(p + 1e-10)).sum()), (usage > 0).to(usage.dtype).mean()
 
 
-def _flatten(z: Tensor) -> Tensor:
+def flatten(z: Tensor) -> Tensor:
     """(B, D, ...) as (N, D)."""
     return z.movedim(1, -1).reshape(-1, z.shape[1])
 

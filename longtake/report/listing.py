@@ -34,6 +34,7 @@ def list_systems() -> None:
         if not issubclass(cls, System):
             continue
         longest = "any length" if cls.max_frames is None else f"{cls.max_frames} frames"
-        accepts, requires = ", ".join(sorted(cls.accepts)) or "-", ", ".join(sorted(cls.requires)) or "-"
+        accepts = ", ".join([*sorted(cls.accepts), *(["any frame rate"] if cls.any_fps else [])]) or "-"
+        requires = ", ".join(sorted(cls.requires)) or "-"
         table.add_row(name, accepts, requires, longest, ", ".join(cls.sizes))
     Console().print(table)

@@ -74,9 +74,9 @@ def _emulated_bfloat16(weight: Tensor, bias: Tensor | None, gelu: bool) -> Packe
 
 def _pack_int8(weight: Tensor, bias: Tensor | None, rows: int | None, gelu: bool) -> PackedLinear:
     if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
-        raise UserError("int8 weights need a CPU and a PyTorch with oneDNN; use bfloat16 on this device.")
+        raise UserError("int8 weights need a CPU and a PyTorch with oneDNN; use bfloat16 on this device", code=2)
     if rows is None:
-        raise UserError("int8 weights cannot be compiled; use bfloat16 or leave compilation off.")
+        raise UserError("int8 weights cannot be compiled; use bfloat16 or leave compilation off", code=2)
     scales = weight.abs().amax(1).clamp_min(1e-12) / 127
     quantised = (weight / scales[:, None]).round().to(torch.int8)
     packed = torch.ops.onednn.qlinear_prepack(quantised, [rows, weight.shape[1]])

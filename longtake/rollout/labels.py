@@ -11,12 +11,13 @@ from longtake.rollout.rng import Rng
 from longtake.story import Story
 
 
-def draw_labels(rng: Rng, counts: Sequence[int]) -> Tensor:
-    """One class (B,) a video, from the training library's class frequencies; all are as likely if none was seen."""
-    weights = torch.tensor(counts if any(counts) else [1] * len(counts), dtype=torch.float64)
+def draw_labels(rng: Rng, counts: Sequence[int], classes: int) -> Tensor:
+    """One of `classes` (B,) a video, as often as the training library's `counts`; all alike if these are not known
+    or none was seen."""
+    weights = torch.tensor(counts if any(counts) else [1] * classes, dtype=torch.float64)
     edges = (weights / weights.sum()).cumsum(0)
     drawn = torch.searchsorted(edges, rng.uniform("label", 0).double(), right=True)
-    return drawn.clamp_max(len(counts) - 1)
+    return drawn.clamp_max(len(weights) - 1)
 
 
 def labels_at(stories: list[Story], drawn: Tensor, frame: int) -> Tensor:

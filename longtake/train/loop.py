@@ -75,7 +75,7 @@ class Trainer:
         self.first = self.fabric.global_rank == 0
         if self.settings.precision == "bf16" and self.fabric.strategy.precision.precision == "32-true":
             self.tell("this processor has no bfloat16 arithmetic, so training runs in 32 bits")
-        self.stopped = False
+        self.stopped, self.stop_code = False, 1
 
     def run(self) -> Path:
         """Train every stage; returns the model folder."""
@@ -100,7 +100,8 @@ class Trainer:
                 offset += stages[number].steps
                 if self.agreed_stop() and number + 1 < len(stages):
                     name = stages[number].name
-                    raise UserError(f"stopped at the end of {name}; the same command goes on from here")
+                    text = f"stopped at the end of {name}; the same command goes on from here"
+                    raise UserError(text, code=self.stop_code)
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
@@ -125,7 +126,7 @@ class Trainer:
     def _stop(self, number: int, _frame) -> None:
         if self.stopped and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.stopped = True
+        self.stopped, self.stop_code = True, 128 + number
 
     def agreed_stop(self) -> bool:
         """Whether any process was told to stop: all do so at the same step, or the others would wait for it."""
@@ -141,7 +142,8 @@ class Trainer:
             self.folder.mkdir(parents=True, exist_ok=True)
             write_text(self.folder / "recipe.yaml", yaml.safe_dump(self.recipe.to_dict(), sort_keys=False))
         except OSError as error:
-            raise UserError(f"cannot write the run to {self.folder}: {error.strerror}; choose another -o") from None
+            why = f"cannot write the run to {self.folder}: {error.strerror}"
+            raise UserError(f"{why}; choose another --output") from None
 
     def _resume_state(self) -> dict | None:
         """The newest checkpoint's state, if it belongs to this recipe."""

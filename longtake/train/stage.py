@@ -102,7 +102,8 @@ class StageRun:
                     self._save(done)
                 if stopped and not last:
                     self.log.close()
-                    raise UserError(f"stopped at step {done} of {stage.name}; the same command goes on from here")
+                    text = f"stopped at step {done} of {stage.name}; the same command goes on from here"
+                    raise UserError(text, code=self.run.stop_code)
         self.log.close()
         self._finish()
 

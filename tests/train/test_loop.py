@@ -267,8 +267,10 @@ def test_sigterm_saves_and_says_how_to_go_on(library, tmp_path, monkeypatch):
     before = signal.getsignal(signal.SIGTERM)
     with monkeypatch.context() as patch:
         terminated(patch, 2)
-        with pytest.raises(UserError, match="stopped at step 3 of generator; the same command goes on from here"):
+        match = "stopped at step 3 of generator; the same command goes on from here"
+        with pytest.raises(UserError, match=match) as stopped:
             run(made)
+    assert stopped.value.code == 128 + signal.SIGTERM
     assert signal.getsignal(signal.SIGTERM) == before
     assert checkpoints(tmp_path / "run") == ["0-00000003-generator"]
     assert model_folder.load(tmp_path / "run").name == "tiny-continuous"

@@ -48,7 +48,8 @@ def open_transformers(path: str | Path, config: str, model: str, what: str) -> t
     try:
         import transformers
     except ImportError:
-        raise UserError(f"{what} needs transformers: pip install 'longtake[text]'", code=2) from None
+        message = f"{what} needs transformers; install it with: pip install 'longtake[text]'"
+        raise UserError(message, code=2) from None
     if not (Path(path) / "model.safetensors").is_file():
         raise UserError(f"{path} must be a folder with config.json and model.safetensors of a {what}", code=2)
     try:

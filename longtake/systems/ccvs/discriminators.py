@@ -11,6 +11,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from longtake.nn.precision import wide
 from longtake.systems.ccvs.layers import ConvLayer, EqualLinear, ResBlock, gained
 
 SMALLEST = 4
@@ -63,7 +64,6 @@ def batch_spread(x: Tensor) -> Tensor:
     """
     batch = len(x)
     group = next(n for n in range(min(GROUP, batch), 0, -1) if batch % n == 0)
-    wide = x if x.dtype == torch.float64 else x.float()
-    y = wide.view(group, batch // group, -1)
+    y = wide(x).view(group, batch // group, -1)
     spread = (y.var(0, unbiased=False) + 1e-8).sqrt().mean(1)  # (B / group,)
     return spread.repeat(group).to(x.dtype).view(batch, *[1] * (x.dim() - 1)).expand(-1, 1, *x.shape[2:])

@@ -15,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from longtake.systems.ccvs.layers import ConvLayer, leaky, wide
+from longtake.nn.precision import wide
+from longtake.systems.ccvs.layers import ConvLayer, leaky
 
 RADIUS = 3
 CONFIDENCE_EPS = 1e-6

@@ -18,11 +18,6 @@ Resample = Literal["down", "up"]
 TAPS = (1.0, 3.0, 3.0, 1.0)
 
 
-def wide(x: Tensor) -> Tensor:
-    """At least float32."""
-    return x if x.dtype == torch.float64 else x.float()
-
-
 def leaky(x: Tensor) -> Tensor:
     """Of encoder, decoder, flow, state and sound networks: slope 0.1, no gain."""
     return F.leaky_relu(x, 0.1)

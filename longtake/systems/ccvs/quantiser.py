@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from longtake.nn.quantize import DISTANCE_ELEMENTS, Quantised
-from longtake.systems.ccvs.layers import wide
+from longtake.nn.precision import wide
+from longtake.nn.quantize import DISTANCE_ELEMENTS, Quantised, spread
 
 BETA = 0.25
 
@@ -60,7 +60,4 @@ class GradientCodebook(nn.Module):
             codebook = (embedded - z.detach()).square().mean()
             loss = commitment + BETA * codebook if self.official_beta else BETA * commitment + codebook
             usage = torch.bincount(indices.flatten(), minlength=len(self.embeddings)).to(z.dtype)
-            p = usage / usage.sum()
-            perplexity = torch.exp(-(p * torch.log(p + 1e-10)).sum())
-            used = (usage > 0).to(z.dtype).mean()
-            return Quantised(z + (embedded - z).detach(), indices, loss, perplexity, used)
+            return Quantised(z + (embedded - z).detach(), indices, loss, *spread(usage))

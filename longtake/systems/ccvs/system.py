@@ -89,9 +89,7 @@ class CCVS(System):
         """What the footage must have for what annotates it."""
         config, info = self.config, self.info
         if config.prior.label and not info.classes:
-            raise UserError(
-                "a prior that begins with labels needs a library with classes; use config.prior.label=false"
-            )
+            raise UserError("a model of classes needs a library with classes; use config.prior.label=false")
         kind, names = config.prior.annotation, config.states.names
         if kind == "states" and not names and not info.state_names:
             raise UserError("states need a library that has them, or their names in config.states.names")
@@ -211,7 +209,7 @@ class CCVS(System):
         """A class (B,) for each video that is told none; None where there are no classes."""
         if not self.layout.classes:
             return None
-        return draw_labels(rng, self.info.class_counts or (1,) * self.layout.classes)
+        return draw_labels(rng, self.info.class_counts, self.layout.classes)
 
     def labels(self, stories: list[Story], drawn: Tensor | None, frame: int) -> Tensor | None:
         """Class (B,) in force at a frame."""

@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from longtake.nn.distributed import all_reduce_sum, broadcast
-from longtake.nn.quantize import Quantised
+from longtake.nn.precision import wide
+from longtake.nn.quantize import Quantised, flatten, spread
 
 DECAY = 0.99
 SHARPNESS = 10.0
@@ -72,7 +73,7 @@ class ClusteringCodebook(nn.Module):
     def nearest(self, z: Tensor) -> Tensor:
         """The index of the most similar embedding for each vector of `z` (B, D, ...): int64 (B, ...)."""
         with torch.no_grad(), torch.autocast(z.device.type, enabled=False):
-            return self._nearest(_flatten(_at_least_float32(z))).view(z.shape[0], *z.shape[2:])
+            return self._nearest(flatten(wide(z))).view(z.shape[0], *z.shape[2:])
 
     def forward(self, z: Tensor, generator: Generator | None = None) -> Quantised:
         """Quantises `z` (B, D, ...); `generator` (of the CPU) draws the anchors.
@@ -80,8 +81,8 @@ class ClusteringCodebook(nn.Module):
         `commitment_loss` is commitment * |sg(e) - z|^2 + |e - sg(z)|^2, both as means.
         """
         with torch.autocast(z.device.type, enabled=False):
-            z = _at_least_float32(z)
-            vectors = _flatten(z).detach()
+            z = wide(z)
+            vectors = flatten(z).detach()
             with torch.no_grad():
                 flat = self._nearest(vectors)
             embedded = self.lookup(flat.view(z.shape[0], *z.shape[2:])).to(z.dtype)
@@ -90,11 +91,9 @@ class ClusteringCodebook(nn.Module):
             if self.training:
                 usage = all_reduce_sum(usage)
                 self._update(vectors, usage / usage.sum(), generator)
-            p = usage / usage.sum()
-            perplexity = torch.exp(-(p * torch.log(p + 1e-10)).sum())
             values = z + (embedded - z).detach()
         indices = flat.view(z.shape[0], *z.shape[2:])
-        return Quantised(values, indices, loss, perplexity, (usage > 0).to(z.dtype).mean())
+        return Quantised(values, indices, loss, *spread(usage))
 
     def _nearest(self, vectors: Tensor) -> Tensor:
         """Index (N,) of the most similar code for vectors (N, D)."""
@@ -135,12 +134,3 @@ class ClusteringCodebook(nn.Module):
             gumbel = -torch.log(-torch.log(uniform))
             chosen.append((self._similarity(part, vectors) + gumbel.to(part)).argmax(1))
         return vectors[torch.cat(chosen)]
-
-
-def _at_least_float32(z: Tensor) -> Tensor:
-    return z if z.dtype == torch.float64 else z.float()
-
-
-def _flatten(z: Tensor) -> Tensor:
-    """(B, D, ...) as (N, D)."""
-    return z.movedim(1, -1).reshape(-1, z.shape[1])

@@ -38,7 +38,7 @@ def windows(system: Loong, stories: list[Story], rng: Rng) -> Iterator[Tensor]:
     tokenizer, total = system.tokenizer, stories[0].frames or 0
     _, h, w = tokenizer.grid(system.config.frames, *system.config.size)
     cuts, writer = common_cuts(stories), Writer(system, len(stories))
-    labels = draw_labels(rng, system.info.class_counts or [1] * max(1, len(system.info.classes)))
+    labels = draw_labels(rng, system.info.class_counts, max(1, len(system.info.classes)))
     scene, done, sampled = Scene(system, len(stories)), 0, 0
     given = read_given(system, stories)
     if given is not None:

@@ -5,7 +5,6 @@ Shapes: B batch, F frames of a clip, t latent slices, h w rows and columns of to
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,11 +13,12 @@ from torch import Tensor
 from longtake.data.batch import Batch
 from longtake.data.clips import ClipSpec, Draw, Still
 from longtake.data.text import main_caption
-from longtake.nn.losses import discriminator_loss, generator_loss
+from longtake.nn.losses import generator_loss
 from longtake.nn.schedule import warmup_cosine
 from longtake.nn.video import pick_frame, psnr, tiled
 from longtake.story import Entry, Story
 from longtake.systems.base import Engine, Losses, Stage
+from longtake.systems.critics import CriticStage, Reconstruction
 from longtake.systems.loong.losses import by_range, early_weights, weighted_mean
 from longtake.systems.training import adamw
 
@@ -50,31 +50,22 @@ def only(batches: dict[str, Batch]) -> tuple[str, Batch]:
     return name, batch
 
 
-class TokenizerStage(Stage):
+class TokenizerStage(CriticStage):
     """Reconstruction, codebook, perceptual and adversarial losses on clips of one length (section 4.1).
 
-    The paper names no losses; these are those of MAGVIT-v2's family. One forward pass serves both updates.
+    The paper names no losses; these are those of MAGVIT-v2's family.
     """
 
     trains = ("tokenizer", "image_discriminator", "video_discriminator")
 
     def __init__(self, system: Loong, number: int):
+        super().__init__(system.tokenizer, system.networks, system.perceptual())
         self.config = config = system.config.tokenizer_stage
-        self.name, self.tokenizer = f"tokenizer_{system.config.lengths[number]}", system.tokenizer
-        self.critics = (system.networks["image_discriminator"], system.networks["video_discriminator"])
-        self.perceptual = system.perceptual()
+        self.name = f"tokenizer_{system.config.lengths[number]}"
         self.steps, self.ema = config.steps[number], config.ema
         self.before, self.total = sum(config.steps[:number]), sum(config.steps)
         frames, batch = system.config.lengths[number], config.batch[number]
         self.clips = draws(frames, system.config.size, batch, config.stills, config.batch[0])
-
-    def optimisers(self) -> dict[str, torch.optim.Optimizer]:
-        critics = [p for critic in self.critics for p in critic.parameters()]
-        adam = {"lr": self.config.lr, "betas": self.config.betas}
-        return {
-            "generator": torch.optim.Adam(self.tokenizer.parameters(), **adam),
-            "discriminator": torch.optim.Adam(critics, **adam),
-        }
 
     def schedule(self, step: int) -> float:
         return warmup_cosine(self.before + step, self.total, self.config.warmup, self.config.decay)
@@ -83,59 +74,26 @@ class TokenizerStage(Stage):
         _, batch = only(batches)
         judged = self.config.gan_weight[: 1 + (batch["frames"].shape[2] > 1)]  # no critic of clips sees pictures
         adversarial = self.before + engine.step >= self.config.discriminator_start and any(judged)
-        if self.perceptual is not None:
-            self.perceptual.to(engine.device)
-        made: list[tuple[Tensor, Tensor, Tensor]] = []
+        return self.play(batch, engine, adversarial)
 
-        def generator(batch: Batch) -> Losses:
-            video = batch["frames"]
-            result = self.tokenizer(video)
-            frame = engine.rng.integers("frame", batch["id"].tolist(), video.shape[2])[0].to(video.device)
-            losses = self._losses(video, result.video, frame, adversarial)
-            made.append((video, result.video.detach().float(), frame))
-            q = result.quantised
-            codes = {"codebook/perplexity": q.perplexity, "codebook/used": q.used}
-            total = sum(losses.values(), start=q.commitment_loss)
-            return {"loss": total, **losses, "commitment": q.commitment_loss, **codes}
+    def reconstruct(self, batch: Batch) -> Reconstruction:
+        result = self.tokenizer(batch["frames"])
+        return Reconstruction(batch["frames"], result.video, result.quantised)
 
-        logs = engine.update("generator", generator, batch, self.config.clip)
-        if adversarial:
-            real, fake, frame = (torch.cat(parts) for parts in zip(*made, strict=True))
-            pair = Batch(id=batch["id"], frames=real, fake=fake, frame=frame)
-            logs |= engine.update("discriminator", self._discriminator, pair, self.config.clip)
-        return logs
-
-    def _losses(self, video: Tensor, made: Tensor, frame: Tensor, adversarial: bool) -> Losses:
-        config, error = self.config, made.float() - video
+    def losses(self, result: Reconstruction, frame: Tensor, adversarial: bool) -> Losses:
+        config, (real, made, _) = self.config, result
+        error = made.float() - real
         losses = {"l1": config.l1_weight * error.abs().mean()}
         if config.l2_weight:
             losses["l2"] = config.l2_weight * error.square().mean()
         if self.perceptual is not None:
-            distance = self.perceptual(pick_frame(made, frame), pick_frame(video, frame)).mean()
+            distance = self.perceptual(pick_frame(made, frame), pick_frame(real, frame)).mean()
             losses["perceptual"] = config.perceptual_weight * distance
         if adversarial:
-            fooled = [
-                weight * generator_loss(critic(fake).logits)
-                for critic, weight, _, fake in self._views(video, made, frame)
-            ]
-            losses["adversarial"] = sum(fooled, start=torch.zeros((), device=video.device))
+            views = self.views(real, made, frame)
+            fooled = [view.weight * generator_loss(view.critic(view.fake).logits) for view in views]
+            losses["adversarial"] = sum(fooled, start=torch.zeros((), device=real.device))
         return losses
-
-    def _views(self, video: Tensor, fake: Tensor, frame: Tensor) -> Iterator:
-        """(critic, weight, real, fake) of one frame a clip and, where there are several, of the clip."""
-        pairs = [(pick_frame(video, frame), pick_frame(fake, frame)), (video, fake)]
-        for critic, weight, pair in zip(self.critics, self.config.gan_weight, pairs, strict=True):
-            if weight and (pair[0].dim() == 4 or video.shape[2] > 1):
-                yield critic, weight, *pair
-
-    def _discriminator(self, batch: Batch) -> Losses:
-        loss = torch.zeros((), device=batch["frames"].device)
-        means = {"real_logit": loss, "fake_logit": loss}
-        for critic, weight, real_x, fake_x in self._views(batch["frames"], batch["fake"], batch["frame"]):
-            real, fake = critic(real_x).logits, critic(fake_x).logits
-            loss = loss + weight * discriminator_loss(real, fake, self.config.gan_loss)
-            means = {"real_logit": real.mean(), "fake_logit": fake.mean()}
-        return {"loss": loss, **means}
 
     def validate(self, batches: dict[str, Batch]) -> dict[str, float]:
         name, batch = only(batches)

@@ -226,8 +226,8 @@ class _Plans:
     def __init__(self, system: R3, stories: list[Story], tokens: Tensor, rng: Rng):
         self.stories, self.stride = stories, system.stride
         self.frame = count_given(system, stories)
-        counts = system.info.class_counts or [1] * len(system.info.classes)
-        self.drawn = draw_labels(rng, counts) if counts else torch.full((len(stories),), -1)
+        counts, classes = system.info.class_counts, len(system.info.classes)
+        self.drawn = draw_labels(rng, counts, classes) if classes else torch.full((len(stories),), -1)
         told = zip(tokens.split(1), self._labels(), rng.seeds, strict=True)
         self.plans = [MixedPlan(system.planner, own, label, seed) for own, label, seed in told]
         self.begins: tuple[bool, ...] | None = None

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from longtake.config import check_range
 from longtake.nn.distributed import all_reduce_sum, processes
+from longtake.nn.precision import wide
 
 SYM6 = (
     0.015404109327027373,
@@ -118,7 +119,7 @@ def augment(frames: Tensor, p: float, config: AugmentConfig) -> Tensor:
     if p <= 0:
         return frames
     with torch.autocast(frames.device.type, enabled=False):
-        x = frames if frames.dtype == torch.float64 else frames.float()
+        x = wide(frames)
         where = geometry(len(x), x.shape[3:], p, config, x.device).to(x.dtype)
         moved = (where != torch.eye(3, device=x.device, dtype=x.dtype)).flatten(1).any(1).nonzero()[:, 0]
         if len(moved):

@@ -227,7 +227,8 @@ def load_clip(folder: str | Path, text: str) -> tuple[nn.Module, dict[str, Tenso
     try:
         from transformers import AutoTokenizer, CLIPModel
     except ImportError:
-        raise UserError('editing by text needs transformers; run: pip install "longtake[text]"') from None
+        message = "editing by text needs transformers; install it with: pip install 'longtake[text]'"
+        raise UserError(message, code=2) from None
     try:
         model: Any = CLIPModel.from_pretrained(str(folder), local_files_only=True, use_safetensors=True)
         tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)

@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from longtake.nn.precision import wide
+
 SLOPE = 0.2
 TAPS = (1, 3, 3, 1)
 """The low-pass filter around every change of resolution."""
@@ -30,8 +32,7 @@ def full_precision(forward: Callable[..., R]) -> Callable[..., R]:
     @wraps(forward)
     def run(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> R:
         with torch.autocast(x.device.type, enabled=False):
-            wide = x if x.dtype == torch.float64 else x.float()
-            return forward(self, wide, *args, **kwargs)
+            return forward(self, wide(x), *args, **kwargs)
 
     return run
 

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from longtake.nn.precision import wide
+
 
 def generator_loss(fake: Tensor) -> Tensor:
     """Non-saturating loss of logits (B, ...): (B, ...)."""
@@ -23,8 +25,7 @@ def gradient_penalty(logits: Tensor, frames: Tensor) -> Tensor:
     """Squared gradient (B, F) of the summed logits by every real frame of (B, 3, F, H, W): R1 of Mescheder et al.
     (ICML 2018) without its factor. Both `logits` and `frames` must be part of the graph."""
     (gradient,) = torch.autograd.grad(logits.sum(), frames, create_graph=True)
-    wide = gradient if gradient.dtype == torch.float64 else gradient.float()
-    return wide.square().sum((1, 3, 4))
+    return wide(gradient).square().sum((1, 3, 4))
 
 
 def default_gamma(size: tuple[int, int], batch: int) -> float:

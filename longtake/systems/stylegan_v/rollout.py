@@ -67,7 +67,7 @@ def drawn_labels(system: StyleGANV, rng: Rng) -> Tensor:
     """One class (B,) a video, from the frequencies of the training videos; 0 where there are no classes."""
     if not system.classes:
         return torch.zeros(len(rng.seeds), dtype=torch.long)
-    return draw_labels(rng, system.info.class_counts or [1] * system.classes)
+    return draw_labels(rng, system.info.class_counts, system.classes)
 
 
 class Film:

@@ -10,6 +10,7 @@ from torch import Tensor
 from longtake.data.batch import Batch
 from longtake.data.clips import ClipSpec, Draw
 from longtake.nn.distributed import all_reduce_sum, processes
+from longtake.nn.precision import wide
 from longtake.story import Story
 from longtake.systems.base import Engine, Losses, Stage
 from longtake.systems.stylegan_v.augment import Adaptation, augment
@@ -195,11 +196,6 @@ class GANStage(Stage):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.adaptation.load_state_dict(state["augment"])
         self.path_mean = state["path_mean"]
-
-
-def wide(logits: Tensor) -> Tensor:
-    """At least float32."""
-    return logits if logits.dtype == torch.float64 else logits.float()
 
 
 def total(losses: list[Tensor]) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from longtake.config import check_range
+from longtake.nn.precision import wide
 from longtake.systems.stylegan_v.layers import ModulatedConv2d, Modulation, full_precision, upsample
 
 COARSEST = 4
@@ -117,8 +118,7 @@ class Synthesis(nn.Module):
             *convolutions, rgb = block.layers()
             for layer in convolutions:
                 x = layer(x, next(how))
-            own = rgb(x, next(how))
-            own = own if own.dtype == torch.float64 else own.float()
+            own = wide(rgb(x, next(how)))
             picture = own if picture is None else self._finer(picture) + own
         assert picture is not None
         return picture

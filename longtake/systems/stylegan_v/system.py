@@ -37,7 +37,7 @@ class StyleGANV(System):
         super().__init__(config, info)
         self.settings = StyleGANVSettings()
         if config.condition == "label" and not info.classes:
-            raise UserError("a model conditioned on labels needs a library with classes; use config.condition=none")
+            raise UserError("a model of classes needs a library with classes; use config.condition=none")
         self.classes = len(info.classes) if config.condition == "label" else 0
         self.accepts = frozenset({"label"}) if self.classes else frozenset()
         self.generator = Generator(config.size, config.mapping, config.motion, config.synthesis, self.classes)

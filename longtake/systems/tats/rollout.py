@@ -248,4 +248,4 @@ def _prior_labels(system: TATS, rng: Rng) -> Tensor:
     """One class (B,) a video from the training library's class frequencies (paper section 3.2)."""
     if system.config.prior.condition != "label":
         return torch.zeros(len(rng.seeds), dtype=torch.long)
-    return draw_labels(rng, system.info.class_counts or [1] * len(system.info.classes))
+    return draw_labels(rng, system.info.class_counts, len(system.info.classes))

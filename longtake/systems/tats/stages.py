@@ -14,12 +14,13 @@ from torch import Tensor
 from longtake.data.audio import spectrogram
 from longtake.data.batch import Batch
 from longtake.data.clips import ClipSpec, Draw
-from longtake.nn.losses import discriminator_loss, feature_matching_loss, generator_loss
+from longtake.nn.losses import feature_matching_loss, generator_loss
 from longtake.nn.schedule import warmup_cosine
 from longtake.nn.transformer import Transformer
 from longtake.nn.video import pick_frame, psnr, tiled
 from longtake.story import Entry, Story
 from longtake.systems.base import Engine, Losses, Stage
+from longtake.systems.critics import CriticStage, Reconstruction
 from longtake.systems.tats.losses import prior_loss, reconstruction_loss, squared_loss
 
 if TYPE_CHECKING:
@@ -27,78 +28,48 @@ if TYPE_CHECKING:
     from longtake.systems.tats.system import TATS
 
 
-class VQGANStage(Stage):
-    """Reconstruction, commitment, perceptual, GAN and feature-matching losses (section 2.1).
-
-    One forward pass serves both updates: the discriminators see the reconstruction that the generator update
-    made. (The official code runs the autoencoder a second time for them, which updates codebook averages and
-    batch statistics twice a batch.)
-    """
+class VQGANStage(CriticStage):
+    """Reconstruction, commitment, perceptual, GAN and feature-matching losses (section 2.1)."""
 
     name = "vqgan"
     trains = ("vqgan", "image_discriminator", "video_discriminator")
 
     def __init__(self, system: TATS):
+        super().__init__(system.vqgan, system.networks, system.perceptual())
         self.config = config = system.config.vqgan_stage
         self.vqgan = system.vqgan
-        self.critics = (system.networks["image_discriminator"], system.networks["video_discriminator"])
-        self.perceptual = system.perceptual()
         self.steps, self.ema = config.steps, config.ema
         before, after = system.vqgan.extra_frames()
         spec = ClipSpec(system.config.frames + before + after, system.config.size)
         self.clips = {"clips": Draw(spec, config.batch)}
-
-    def optimisers(self) -> dict[str, torch.optim.Optimizer]:
-        critics = [p for critic in self.critics for p in critic.parameters()]
-        adam = {"lr": self.config.lr, "betas": self.config.betas}
-        return {
-            "generator": torch.optim.Adam(self.vqgan.parameters(), **adam),
-            "discriminator": torch.optim.Adam(critics, **adam),
-        }
+        self.quantised = True
 
     def schedule(self, step: int) -> float:
         return warmup_cosine(step, self.config.steps, self.config.warmup, self.config.decay)
 
     def step(self, batches: dict[str, Batch], engine: Engine) -> dict[str, float]:
-        adversarial = engine.step >= self.config.discriminator_start
-        quantised = engine.step >= self.config.quantise_start or self._has_codebook
+        adversarial = engine.step >= self.config.discriminator_start and any(self.config.gan_weight)
+        self.quantised = engine.step >= self.config.quantise_start or self._has_codebook
+        return self.play(batches["clips"], engine, adversarial)
+
+    def reconstruct(self, batch: Batch) -> Reconstruction:
+        result = self.vqgan(batch["frames"], quantise=self.quantised)
+        return Reconstruction(self.vqgan.core(batch["frames"]), result.video, result.quantised)
+
+    def losses(self, result: Reconstruction, frame: Tensor, adversarial: bool) -> Losses:
+        config, (real, made, _) = self.config, result
+        losses = {"l1": config.l1_weight * reconstruction_loss(real, made)}
+        if config.l2_weight:
+            losses["l2"] = config.l2_weight * squared_loss(real, made)
         if self.perceptual is not None:
-            self.perceptual.to(engine.device)
-        made: list[tuple[Tensor, Tensor, Tensor]] = []
+            distance = self.perceptual(pick_frame(made, frame), pick_frame(real, frame)).mean()
+            losses["perceptual"] = config.perceptual_weight * distance
+        return losses | self._adversarial(result, frame) if adversarial else losses
 
-        def generator(batch: Batch) -> Losses:
-            video = self.vqgan.core(batch["frames"])
-            result = self.vqgan(batch["frames"], quantise=quantised)
-            frame = engine.rng.integers("frame", batch["id"].tolist(), video.shape[2])[0].to(video.device)
-            losses = self._reconstruction(video, result, frame)
-            if adversarial:
-                losses |= self._adversarial(video, result.video, frame)
-            made.append((video, result.video.detach().float(), frame))
-            q = result.quantised
-            total = sum(losses.values(), start=q.commitment_loss)
-            codes = {"codebook/perplexity": q.perplexity, "codebook/used": q.used}
-            return {"loss": total, **losses, "commitment": q.commitment_loss, **codes}
-
-        logs = engine.update("generator", generator, batches["clips"], self.config.clip)
-        if adversarial:
-            real, fake, frame = (torch.cat(parts) for parts in zip(*made, strict=True))
-            pair = Batch(id=batches["clips"]["id"], frames=real, fake=fake, frame=frame)
-            logs |= engine.update("discriminator", self._discriminator, pair, self.config.clip)
-        return logs
-
-    def _reconstruction(self, video: Tensor, result, frame: Tensor) -> Losses:
-        losses = {"l1": self.config.l1_weight * reconstruction_loss(video, result.video)}
-        if self.config.l2_weight:
-            losses["l2"] = self.config.l2_weight * squared_loss(video, result.video)
-        if self.perceptual is not None:
-            distance = self.perceptual(pick_frame(result.video, frame), pick_frame(video, frame)).mean()
-            losses["perceptual"] = self.config.perceptual_weight * distance
-        return losses
-
-    def _adversarial(self, video: Tensor, fake: Tensor, frame: Tensor) -> Losses:
-        total: Losses = {"adversarial": torch.zeros((), device=video.device)}
-        total["features"] = torch.zeros((), device=video.device)
-        for critic, weight, real_x, fake_x in self._views(video, fake, frame):
+    def _adversarial(self, result: Reconstruction, frame: Tensor) -> Losses:
+        total: Losses = {"adversarial": torch.zeros((), device=result.real.device)}
+        total["features"] = torch.zeros((), device=result.real.device)
+        for critic, weight, real_x, fake_x in self.views(result.real, result.made, frame):
             with torch.no_grad():
                 _, real_features = critic(real_x)
             logits, features = critic(fake_x)
@@ -107,20 +78,9 @@ class VQGANStage(Stage):
             total["features"] = total["features"] + self.config.feature_weight * matched
         return total
 
-    def _views(self, video: Tensor, fake: Tensor, frame: Tensor):
-        """(critic, weight, real, fake) for the frame and the clip critic, on the official [-0.5, 0.5]."""
-        pairs = ((pick_frame(video, frame), pick_frame(fake, frame)), (video, fake))
-        for critic, weight, (real_x, fake_x) in zip(self.critics, self.config.gan_weight, pairs, strict=True):
-            if weight:
-                yield critic, weight, real_x / 2, fake_x / 2
-
-    def _discriminator(self, batch: Batch) -> Losses:
-        loss = real_mean = fake_mean = torch.zeros((), device=batch["frames"].device)
-        for critic, weight, real_x, fake_x in self._views(batch["frames"], batch["fake"], batch["frame"]):
-            real, fake = critic(real_x)[0], critic(fake_x)[0]
-            loss = loss + weight * discriminator_loss(real, fake, self.config.gan_loss)
-            real_mean, fake_mean = real_mean + real.mean() / 2, fake_mean + fake.mean() / 2
-        return {"loss": loss, "real_logit": real_mean, "fake_logit": fake_mean}
+    def scaled(self, x: Tensor) -> Tensor:
+        """On the official [-0.5, 0.5]."""
+        return x / 2
 
     @property
     def _has_codebook(self) -> bool:

@@ -65,9 +65,7 @@ class TATS(System):
                 code=2,
             )
         if config.prior.condition == "label" and not info.classes:
-            raise UserError(
-                "a prior conditioned on labels needs a library with classes; use config.prior.condition=none"
-            )
+            raise UserError("a model of classes needs a library with classes; use config.prior.condition=none")
         t, h, w = config.grid
         self.texts = self._tokenizer()
         self.sound = self._sound_tokenizer()
