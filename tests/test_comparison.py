@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from longtake.config import from_dict, read_yaml
+from longtake.data.samples import sample
 from longtake.systems import REGISTRY, system_class
 
 ROOT = Path(__file__).parents[1]
@@ -58,3 +62,34 @@ def leaves(config: dict, path: tuple = ()):
             yield from leaves(value, (*path, name))
         else:
             yield (*path, name), value
+
+
+@pytest.mark.slow
+def test_the_queue_goes_on_where_it_stopped_and_mixes_nothing(tmp_path):
+    """Two systems of a budget of seconds; then one of them anew, another budget, and the table alone."""
+    data, out = tmp_path / "data", tmp_path / "runs"
+    sample("atari", data, minutes=6, size=32, seed=1, games=["freeway", "seaquest"], test=0.4)
+    few = ["--videos", "16", "--frames", "32", "--long", "64", "--systems", "stylegan_v", "encgan3"]
+
+    def run(*words: str) -> subprocess.CompletedProcess:
+        command = [sys.executable, str(ROOT / "experiments" / "comparison.py"), "--output", str(out), *words]
+        return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+
+    begun = run("--data", str(data), *few, "--pflop", "1e-6", "--parts", "train")
+    assert begun.returncode == 0, begun.stderr
+    whole = run("--data", str(data), *few, "--pflop", "1e-6")
+    assert whole.returncode == 0, whole.stderr
+    assert whole.stdout.count("StyleGAN-V | game |") == 1
+    records = json.loads((out / "comparison.json").read_text())
+    assert set(records) == {"stylegan_v", "encgan3", "frozen", "mean"}
+    assert records["stylegan_v"]["timed"]["seconds"] > 0
+    assert records["encgan3"]["timed"].get("seconds") is None  # single clips
+    spent = sum(records["encgan3"]["trained"]["pflop"].values())
+    assert 0 < spent < 1e-4
+    other = run("--data", str(data), *few, "--pflop", "2e-6")
+    assert other.returncode == 1
+    assert "was made with" in other.stdout
+    (out / "measured-encgan3.json").unlink()
+    assert "EncGAN3 | nothing |  | - |" in run("--table").stdout
+    again = run("--data", str(data), *few, "--pflop", "1e-6")
+    assert json.loads((out / "comparison.json").read_text()) == records, again.stderr
