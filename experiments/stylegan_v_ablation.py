@@ -15,7 +15,8 @@ to compare anything.
     python experiments/stylegan_v_ablation.py --data data/atari32 --output runs/stylegan-v
     python experiments/stylegan_v_ablation.py --output runs/stylegan-v --table
 
-Runs resume; an arm that is done is not run again.
+Runs resume; an arm that is done is not run again. The published rows are those of `--released --steps 3600
+--seeds 0`.
 """
 
 from __future__ import annotations
@@ -63,16 +64,21 @@ PAPER = {
 CORE = ("default", "lstm-1", "lstm-16", "no-time", "k2", "k8")
 
 
-def reference(size: tuple[int, int], steps: int) -> StyleGANVConfig:
-    """The arm from which all others differ in one thing: told the class, augmented at a fixed probability."""
+def reference(size: tuple[int, int], steps: int, released: bool = False) -> StyleGANVConfig:
+    """The arm from which all others differ in one thing: told the class, augmented at a fixed probability; or, as
+    `released`, with the published weight of R1, the class among the gaps, and no augmentation."""
     small = SIZES["small"]
+    critic, stage = replace(small.discriminator, base=32 * size[0], most=96), replace(small.stage, batch=16)
+    if released:
+        critic = replace(critic, labels="joined")
+        stage = replace(stage, gamma=None, augment=replace(stage.augment, start=0.0))
     return replace(
         small,
         size=size,
         horizon=256,
         synthesis=replace(small.synthesis, base=32 * size[0], most=96),
-        discriminator=replace(small.discriminator, base=32 * size[0], most=96),
-        stage=replace(small.stage, steps=steps, batch=16, gamma=2.0, augment=small.stage.augment),
+        discriminator=critic,
+        stage=replace(stage, steps=steps),
     )
 
 
@@ -110,7 +116,7 @@ ARMS: dict[str, Callable[[StyleGANVConfig], StyleGANVConfig]] = {
 
 def train(arm: str, seed: int, args: argparse.Namespace) -> Path:
     """Train one arm, or take it up where it was stopped."""
-    config = ARMS[arm](reference(Library(args.data).header.size, args.steps))
+    config = ARMS[arm](reference(Library(args.data).header.size, args.steps, args.released))
     loop = LoopSettings(precision="bf16", log_every=100, validate_every=1000, preview_every=1000, threads=1)
     name = "mocogan_sg2" if arm == "mocogan" else "stylegan_v"
     output = Path(args.output) / f"{arm}-seed{seed}"
@@ -201,6 +207,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=6000)
     parser.add_argument("--videos", type=int, default=64)
+    parser.add_argument("--released", action="store_true", help="with R1's published weight, without augmentation")
     parser.add_argument("--table", action="store_true", help="only print the table and write docs/results")
     args = parser.parse_args()
     folder = Path(args.output)
@@ -211,7 +218,9 @@ def main() -> None:
         once(folder / "baselines-seed0.json", options, lambda: baselines(args))
         for seed in args.seeds:
             for arm in args.arms:
-                own = options | {"config": to_dict(ARMS[arm](reference(library.header.size, args.steps)))}
+                own = options | {
+                    "config": to_dict(ARMS[arm](reference(library.header.size, args.steps, args.released)))
+                }
                 made = partial(lambda arm, seed: measure(arm, seed, train(arm, seed, args), args), arm, seed)
                 once(folder / f"{arm}-seed{seed}.json", own, made)
     records = read(folder, "*-seed*.json")
