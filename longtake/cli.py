@@ -248,12 +248,12 @@ def _data_commands(commands) -> None:
         "record a sample library on this machine",
         "longtake data sample atari -o data/atari --minutes 60",
     )
-    p.add_argument("name", choices=["atari"])
+    p.add_argument("name", choices=["atari", "pusher"])
     p.add_argument("-o", "--output", required=True, metavar="DIR")
     p.add_argument("--minutes", type=float, default=10.0, metavar="M", help="of video in all (default 10)")
     p.add_argument("--size", type=_positive, default=64, metavar="PIXELS")
     p.add_argument("--seed", type=int, default=0)
-    p.add_argument("--games", nargs="+", metavar="GAME", help="some of the games (default all)")
+    p.add_argument("--games", nargs="+", metavar="GAME", help="some of the Atari games (default all)")
     p.add_argument("--test", type=float, default=0.1, metavar="SHARE", help="share of the shots for the test split")
     p.add_argument("--workers", type=_positive, default=2, metavar="N", help="processes")
 

@@ -76,7 +76,7 @@ def build(
 ) -> Library:
     """Record the library; the arguments are those of `samples.sample`."""
     names = sorted(set(games)) if games is not None else sorted(GAMES)
-    _check(names, minutes, size, test)
+    _check(names)
     _import_ale()
     each = max(2, round(minutes * 60 * FPS / len(names)))
     header: dict[str, Any] = {
@@ -281,17 +281,11 @@ def _run(writer: LibraryWriter, jobs: list[Job], workers: int) -> Iterator[tuple
             yield futures[future], future.result()
 
 
-def _check(names: list[str], minutes: float, size: int, test: float) -> None:
+def _check(names: list[str]) -> None:
     unknown = [name for name in names if name not in GAMES]
     if unknown or not names:
         what = f"no game {unknown[0]!r}" if unknown else "no game named"
         raise UserError(f"{what} for the Atari library; choose from: {', '.join(sorted(GAMES))}", 2)
-    if not minutes > 0:
-        raise UserError(f"minutes is {minutes}; give how many minutes of video to record, more than 0", 2)
-    if size < 8:
-        raise UserError(f"size is {size}; give a frame size of at least 8 pixels", 2)
-    if not 0 < test < 1:
-        raise UserError(f"test is {test}; give the share of shots to keep for test, between 0 and 1", 2)
 
 
 def _import_ale() -> Any:
