@@ -118,7 +118,7 @@ def arms(args: argparse.Namespace) -> dict[str, CCVSConfig]:
         "base": base,
         "end": prior(end_share=0.5),
         "states": prior(annotation="states"),
-        "sound": prior(annotation="audio"),
+        "sound": replace(prior(annotation="audio"), sound=replace(base.sound, steps=args.prior_steps)),
         "estimator": replace(estimator, states=replace(base.states, estimated=True)),
         "codes-64": coder(codes=64),
         "codes-256": coder(codes=256),

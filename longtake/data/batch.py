@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -40,8 +41,13 @@ def to_uint8(video: Tensor) -> np.ndarray:
     return np.ascontiguousarray(scaled.to(torch.uint8).permute(1, 2, 3, 0).cpu().numpy())
 
 
-def address(library: Library, spec: ClipSpec, clips: list[Clip]) -> Batch:
-    """Everything about these clips but their frames."""
+def address(
+    library: Library,
+    spec: ClipSpec,
+    clips: list[Clip],
+    sound: Callable[[int, np.ndarray], np.ndarray] | None = None,
+) -> Batch:
+    """Everything about these clips but their frames; `sound` gives (n, S) of a row's frames, None: the library."""
     fps = library.fps
     times = np.stack([c.indices for c in clips])
     batch = Batch(
@@ -57,7 +63,8 @@ def address(library: Library, spec: ClipSpec, clips: list[Clip]) -> Batch:
             clipped(library.rows[c.row].captions, c.indices[0] / fps, (c.indices[-1] + 1) / fps) for c in clips
         ]
     if "audio" in spec.conditions:
-        batch["audio"] = torch.stack([torch.from_numpy(library.audio(c.row)[c.indices]) for c in clips])
+        heard = sound or (lambda row, indices: library.audio(row)[indices])
+        batch["audio"] = torch.stack([torch.from_numpy(heard(c.row, c.indices)) for c in clips])
     if "states" in spec.conditions:
         batch["states"] = torch.stack([torch.from_numpy(library.states(c.row)[c.indices]) for c in clips])
     return batch

@@ -1,4 +1,4 @@
-"""Two memory-mapped caches beside a library: decoded frames, and what a stage derives from clips."""
+"""Memory-mapped caches beside a library: decoded frames, decoded sound, and what a stage derives from clips."""
 
 from __future__ import annotations
 
@@ -42,25 +42,14 @@ class FrameCache:
         self.offsets = np.concatenate([[0], np.cumsum(counts)])
         shape = (int(self.offsets[-1]), *size, 3)
         path = library.path / "cache" / f"frames-{size[0]}x{size[1]}-{library.hash[:16]}.u8"
-        self.memory: np.memmap | None = None
-        if int(np.prod(shape, dtype=np.int64)) <= budget and (path.exists() or _writable(path.parent)):
-            if not path.exists():
-                self._decode(path, shape, progress)
-            self.memory = np.memmap(path, np.uint8, "r", shape=shape)
 
-    def _decode(self, path: Path, shape: tuple[int, ...], progress: Callable[[int, int], None] | None) -> None:
-        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        try:
-            memory = np.memmap(partial, np.uint8, "w+", shape=shape)
-            for i, row in enumerate(self.library.rows):
+        def decode(memory: np.memmap) -> None:
+            for i, row in enumerate(library.rows):
                 memory[self.offsets[i] : self.offsets[i + 1]] = self._read(i, range(row.frames))
                 if progress:
-                    progress(i + 1, len(self.library.rows))
-            memory.flush()
-            del memory  # Windows renames no file that is mapped
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
+                    progress(i + 1, len(library.rows))
+
+        self.memory = _decoded(path, np.uint8, shape, decode, budget)
 
     def _read(self, row: int, indices: Sequence[int] | range) -> np.ndarray:
         frames = self.library.frames(row, indices)
@@ -71,6 +60,32 @@ class FrameCache:
         if self.memory is not None:
             return np.asarray(self.memory[self.offsets[row] + indices])
         return self._read(row, [int(i) for i in indices])
+
+
+class SoundCache:
+    """Sound of a library, decoded once into a memory-mapped file of 16 bits, as the library's files have, when it
+    fits `budget`; over budget, or where the folder cannot be written, whole files are decoded at every access."""
+
+    def __init__(self, library: Library, budget: int):
+        self.library = library
+        counts = [row.frames for row in library.rows]
+        self.offsets = np.concatenate([[0], np.cumsum(counts)])
+        path = library.path / "cache" / f"sound-{library.hash[:16]}.i16"
+
+        def decode(memory: np.memmap) -> None:
+            for i in range(len(library.rows)):
+                memory[self.offsets[i] : self.offsets[i + 1]] = np.clip(
+                    np.rint(library.audio(i) * 32768), -32768, 32767
+                )
+
+        shape = (int(self.offsets[-1]), library.header.samples_per_frame or 0)
+        self.memory = _decoded(path, np.int16, shape, decode, budget)
+
+    def sound(self, row: int, indices: np.ndarray) -> np.ndarray:
+        """float32 (n, S) in [-1, 1] of these frame numbers of one video."""
+        if self.memory is not None:
+            return self.memory[self.offsets[row] + indices].astype(np.float32) / 32768
+        return self.library.audio(row)[indices]
 
 
 class DerivedCache:
@@ -130,6 +145,31 @@ class DerivedCache:
     def get(self, numbers: list[int]) -> dict[str, Tensor]:
         """Kept rows, (n, ...) each."""
         return {name: torch.from_numpy(np.asarray(file[numbers])) for name, file in self.files.items()}
+
+
+def _decoded(
+    path: Path,
+    dtype: type,
+    shape: tuple[int, ...],
+    decode: Callable[[np.memmap], None],
+    budget: int,
+) -> np.memmap | None:
+    """The file, decoded if it is not there; None if it is over budget or cannot be written."""
+    if int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize > budget:
+        return None
+    if not path.exists():
+        if not _writable(path.parent):
+            return None
+        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        try:
+            memory = np.memmap(partial, dtype, "w+", shape=shape)
+            decode(memory)
+            memory.flush()
+            del memory  # Windows renames no file that is mapped
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
+    return np.memmap(path, dtype, "r", shape=shape)
 
 
 def _map(path: Path, dtype: np.dtype, shape: tuple[int, ...]) -> np.memmap:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from longtake.data.batch import Batch, address, to_float
-from longtake.data.cache import DerivedCache, FrameCache
+from longtake.data.cache import DerivedCache, FrameCache, SoundCache
 from longtake.data.clips import Clip, ClipPicker, Draw, present
 from longtake.data.library import Library
 
@@ -35,7 +35,7 @@ class Loader:
         split: "train" or "test".
         seed: of the draws.
         scope: draws of different scopes are independent: what a later stage sees does not repeat an earlier one.
-        cache_bytes: budget of the decoded-frame cache and of the derived cache, each.
+        cache_bytes: budget of the caches of decoded frames, of sound and of what is derived, each.
         workers: reading threads.
         rank, world: this process and how many there are.
         derive: the stage's derivation and the key of what it depends on, or None.
@@ -64,6 +64,8 @@ class Loader:
         self.pickers = {n: ClipPicker(library, d.spec, split, self.key, f"{split}/{n}") for n, d in draws.items()}
         sizes = {d.spec.size for d in draws.values()}
         self.frames = {size: FrameCache(library, size, cache_bytes, progress) for size in sizes}
+        heard = any("audio" in d.spec.conditions for d in draws.values())
+        self.sound = SoundCache(library, cache_bytes).sound if heard else None
         self.workers = workers
         self.derive = derive[0] if derive else None
         self.derived: dict[str, DerivedCache] = {}
@@ -101,7 +103,7 @@ class Loader:
             missing = list(range(len(clips)))
             if self.derive:
                 missing = self.derived[name].missing([c.number for c in clips])
-            batch = address(self.library, draw.spec, clips)
+            batch = address(self.library, draw.spec, clips, self.sound)
             if missing:
                 cache = self.frames[draw.spec.size]
                 some = [clips[i] for i in missing]

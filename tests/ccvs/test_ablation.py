@@ -14,7 +14,7 @@ import torch
 from conftest import moving_square
 
 from longtake.systems.base import ModelInfo
-from longtake.systems.ccvs.config import SIZES
+from longtake.systems.ccvs.config import SIZES, CCVSSettings
 from longtake.systems.ccvs.system import CCVS
 
 TINY = SIZES["tiny"]
@@ -35,6 +35,7 @@ def arguments(output: Path, *arms: str) -> argparse.Namespace:
         arms=list(arms),
         seed=0,
         clips=2,
+        held_out=None,
         autoencoder_steps=10,
         prior_steps=10,
     )
@@ -104,3 +105,90 @@ def test_a_table_says_when_nothing_can_be_told(script, tmp_path, psnr, told):
     shown = script.table(tmp_path)
     assert ("Not trained enough to tell: base, context 15" in shown) != told
     assert "**sampling**: not run" in shown
+
+
+def painted(places: np.ndarray) -> np.ndarray:
+    """Frames (T, 32, 32, 3) whose colours say a place (T, 2) in [0, 1]."""
+    frames = np.zeros((len(places), 32, 32, 3), np.uint8)
+    frames[..., :2] = (places * 255).round()[:, None, None]
+    return frames
+
+
+@pytest.mark.parametrize("follows", [True, False])
+@pytest.mark.parametrize("reads", [True, False])
+def test_steering_is_following_another_trajectory(script, tmp_path, monkeypatch, follows, reads):
+    """A model that goes on as the clip does, whatever it is told, does not pass; nor does a blind estimator."""
+    rng = np.random.default_rng(0)
+    tracks = [np.linspace(*rng.random((2, 2)), 32) for _ in range(6)]
+    clips = [script.Clip(painted(track), "a", track, np.zeros((32, 1))) for track in tracks]
+
+    class Judge:
+        def seen_latents(self, frames):
+            return frames
+
+        @property
+        def states(self):
+            def estimate(frames):
+                found = (frames.mean((2, 3))[:, :2] + 1) / 2
+                return found if reads else torch.full_like(found, 0.5)
+
+            return argparse.Namespace(estimate=estimate)
+
+    def predict(system, told, given, frames, scratch, **kinds):
+        obeyed = follows and kinds.get("states")
+        return np.stack([painted(t.states) if obeyed else c.frames for t, c in zip(told, clips, strict=True)])
+
+    monkeypatch.setattr(script, "train", lambda arm, args: Judge())
+    monkeypatch.setattr(script, "predict", predict)
+    monkeypatch.setattr(script, "held_out", lambda *_: clips)
+    rows: dict = {}
+    script.steering(arguments(tmp_path), tmp_path, rows)
+    if reads:
+        assert (rows["asked for"]["pixels"] < 0.2) == follows
+        assert (rows["the clip's own"]["pixels"] < 0.2) != follows
+    assert script.trained_enough("steering", [{"rows": rows}]) == (follows and reads)
+
+
+def test_a_trajectory_goes_over_to_another_from_its_own_first_place(script):
+    own, other = np.random.default_rng(0).random((2, 32, 2))
+    made = script.towards(own, other)
+    np.testing.assert_allclose(made[0], own[0])
+    np.testing.assert_allclose(made[8:], other[8:])
+
+
+def test_controls_sound_and_long_videos_are_measured(script, tmp_path, monkeypatch):
+    """On an untrained model: every row is there, with figures of the frames that it names."""
+    asked = []
+
+    def predict(system, clips, given, frames, scratch, seed=0, **told):
+        asked.append((given, frames, told))
+        return np.stack([np.repeat(clip.frames[:1], frames, 0) for clip in clips])
+
+    def held_out(args, frames, stream):
+        return [
+            script.Clip(moving_square(i, frames, 32), "a", np.zeros((frames, 2)), np.zeros((frames, 1)))
+            for i in range(3)
+        ]
+
+    fake = argparse.Namespace(settings=CCVSSettings())
+    for name, value in {
+        "train": lambda arm, args: fake,
+        "predict": predict,
+        "held_out": held_out,
+        "fvd": lambda made, real: 1.0,
+    }.items():
+        monkeypatch.setattr(script, name, value)
+    rows: dict[str, dict] = {name: {} for name in ("controls", "sound", "long")}
+    for name, found in rows.items():
+        getattr(script, name)(arguments(tmp_path), tmp_path, found)
+    held = "last given frame frozen"
+    assert rows["controls"]["base"] == pytest.approx(rows["controls"][held])
+    assert [told for _, _, told in asked[:3]] == [{}, {"end": True}, {"states": True}]
+    assert set(rows["sound"]["sound on"]) == {f"{m}_{t}" for m in ("ssim", "psnr") for t in (16, 30, 45)}
+    assert [(given, frames, told) for given, frames, told in asked[3:5]] == [
+        (15, 45, {"sound": True}),
+        (15, 45, {}),
+    ]
+    assert (fake.settings.state_top_k, fake.settings.keep_first) == (100, 8)
+    assert len(rows["long"]["context 15"]["fvd"]) == 32
+    assert rows["long"]["real"]["motion"] > rows["long"][held]["motion"] == 0

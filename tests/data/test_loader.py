@@ -8,13 +8,14 @@ import time
 import numpy as np
 import pytest
 import torch
+from conftest import moving_square
 from torch import Tensor
 
 from longtake.data import cache, video
 from longtake.data.batch import Batch, split, to_float, to_uint8
 from longtake.data.cache import DerivedCache, FrameCache
 from longtake.data.clips import Chain, ClipSpec, Draw, Step, Still
-from longtake.data.library import Library
+from longtake.data.library import Library, LibraryWriter, Row
 from longtake.data.loader import Loader
 
 SIZE = (16, 16)
@@ -256,3 +257,24 @@ def test_split_cuts_every_key():
 def test_pixels_survive_the_way_there_and_back():
     pixels = np.arange(256, dtype=np.uint8).repeat(3).reshape(4, 8, 8, 3)
     assert np.array_equal(to_uint8(to_float(pixels)), pixels)
+
+
+def test_cached_sound_equals_decoded_sound(tmp_path, monkeypatch):
+    """To the last bit, also at full scale; and it is decoded once."""
+    path, frames, samples, fps = tmp_path / "heard", 12, 800, 10.0
+    with LibraryWriter(path, (16, 16), fps, samples_per_frame=samples) as writer:
+        for i in range(3):
+            files = {kind: writer.media(kind, f"v{i}") for kind in ("video", "audio")}
+            video.write_video(files["video"], [moving_square(i, frames)], fps)
+            wave = np.random.default_rng(i).uniform(-1.2, 1.2, frames * samples).astype(np.float32)
+            video.write_audio(files["audio"], wave, int(fps * samples))
+            names = {kind: writer.relative(file) for kind, file in files.items()}
+            split = "test" if i == 2 else "train"
+            writer.add(Row(f"v{i}", names["video"], frames, frames / fps, split, audio=names["audio"]))
+    own, draws = Library(path), {"clips": Draw(ClipSpec(4, SIZE, conditions=("audio",)), 2)}
+    plain, cached = Loader(own, draws, cache_bytes=0), Loader(own, draws, cache_bytes=LOTS)
+    for step in range(3):
+        assert equal(plain.batches(step), cached.batches(step))
+    assert any(p.name.startswith("sound-") for p in (path / "cache").iterdir())
+    monkeypatch.setattr(Library, "audio", lambda *a: pytest.fail("decoded again"))
+    assert Loader(own, draws, cache_bytes=LOTS).batches(0)["clips"]["audio"].shape == (2, 4, samples)
