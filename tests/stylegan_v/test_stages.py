@@ -34,6 +34,7 @@ VARIANTS = {
         TINY, frames=16, sampling="consecutive", discriminator=replace(TINY.discriminator, kind="image+video")
     ),
     "mocogan": MOCOGAN,
+    "mocogan, labels": replace(MOCOGAN, condition="label"),
     **{f"k={k}": replace(TINY, frames=k, distance=32) for k in (1, 2, 4, 8, 16)},
 }
 
@@ -209,3 +210,25 @@ def test_probability_moves_by_the_videos_of_all_processes(monkeypatch):
         adaptation.see(torch.ones(2))
         adaptation.correct(step, 2)
     assert adaptation.p == pytest.approx(3 * 2 * 4 / 100)
+
+
+def test_mixed_styles_are_of_two_noises_one_after_the_other():
+    """The first layer's is always the video's own; the average follows the own ones alone."""
+    torch.manual_seed(0)
+    system = StyleGANV(
+        replace(TINY, stage=replace(TINY.stage, mixing=0.5)), ModelInfo(15.0, TINY.size, ("a", "b"), (1, 1))
+    )
+    (stage,) = system.stages()
+    mapping, batch = system.generator.mapping, 64
+    label = system.one_hot(torch.zeros(batch, dtype=torch.long))
+    w = mapping(torch.randn(batch, TINY.mapping.noise), label)
+    ws = w.unsqueeze(1).expand(-1, system.generator.synthesis.styles, -1)
+    average = mapping.average.clone()
+    mixed = stage._mixed(ws, label)  # type: ignore[attr-defined]
+    assert torch.equal(mapping.average, average)
+    own = (mixed == ws).all(-1)
+    assert own[:, 0].all()
+    assert (own[:, 1:] <= own[:, :-1]).all()  # once the other has begun, it stays
+    for video, kept in zip(mixed, own, strict=True):
+        assert len(video[~kept].unique(dim=0)) <= 1
+    assert 0.3 < float((~own).any(1).float().mean()) < 0.7
