@@ -142,10 +142,14 @@ def test_steering_is_following_another_trajectory(script, tmp_path, monkeypatch,
     monkeypatch.setattr(script, "predict", predict)
     monkeypatch.setattr(script, "held_out", lambda *_: clips)
     rows: dict = {}
-    script.steering(arguments(tmp_path), tmp_path, rows)
+    args = arguments(tmp_path)
+    args.clips = len(clips)
+    script.steering(args, tmp_path, rows)
+    assert ("asked for" in rows) == reads
     if reads:
         assert (rows["asked for"]["pixels"] < 0.2) == follows
         assert (rows["the clip's own"]["pixels"] < 0.2) != follows
+        assert rows["clips"] == {"a": 6}
     assert script.trained_enough("steering", [{"rows": rows}]) == (follows and reads)
 
 
