@@ -138,7 +138,10 @@ def train(arm: str, args: argparse.Namespace) -> CCVS:
         init = {"autoencoder": str(Path(args.output) / f"base-seed{args.seed}")}
     settings = LoopSettings(precision=args.precision, log_every=100, validate_every=500, preview_every=1000)
     recipe = Recipe("ccvs", "small", config, args.data, str(folder), args.seed, init, settings)
-    return cast(CCVS, load(Trainer(recipe).run()))
+    system = cast(CCVS, load(Trainer(recipe).run()))
+    if system.layout.codes:
+        system.settings = replace(system.settings, top_k=args.top_k)
+    return system
 
 
 class Clip(NamedTuple):
@@ -441,7 +444,9 @@ def run(name: str, args: argparse.Namespace) -> None:
     """One measure: what its record lacks, then the record anew."""
     path = Path(args.output) / f"{name}-seed{args.seed}.json"
     trained = ("autoencoder_steps", "autoencoder_batch", "prior_steps", "prior_batch", "precision")
-    options = {n: getattr(args, n) for n in ("seed", "clips", *trained)} | {"library": Library(args.data).hash}
+    options = {n: getattr(args, n) for n in ("seed", "clips", "top_k", *trained)} | {
+        "library": Library(args.data).hash
+    }
     options["held_out"] = Library(args.held_out or args.data).hash
     rows = once(path, options, lambda: {"rows": {}})["rows"]
     if rows and name not in GROWING:
@@ -463,6 +468,7 @@ def options(text: str) -> argparse.ArgumentParser:
     parser.add_argument("--autoencoder-batch", type=int, nargs=2, default=[4, 2], help="pictures and clips")
     parser.add_argument("--prior-steps", type=int, default=3000)
     parser.add_argument("--prior-batch", type=int, default=4)
+    parser.add_argument("--top-k", type=int, default=10, help="codes to choose from, but for the rows of top-k")
     parser.add_argument("--precision", default="bf16")
     return parser
 

@@ -36,6 +36,7 @@ def arguments(output: Path, *arms: str) -> argparse.Namespace:
         seed=0,
         clips=2,
         held_out=None,
+        top_k=10,
         autoencoder_steps=10,
         prior_steps=10,
     )
