@@ -105,6 +105,7 @@ class TextTokenizer:
             raise UserError(f"{where} is not a tokenizer.json ({error})", code=2) from None
         self.tokenizer.no_padding()
         self.tokenizer.no_truncation()
+        self.tokenizer.encode_special_tokens = True  # a mark that a text spells is text
         self.length, self.size = length, 1 + max(self.tokenizer.get_vocab().values(), default=-1)
         marks = [self.tokenizer.token_to_id(mark) for mark in (START, END)]
         if None in marks:

@@ -6,7 +6,7 @@ import json
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from longtake.data.text import END, START, TextTokenizer, read_tokenizer, train_tokenizer
@@ -46,6 +46,7 @@ def test_a_long_text_keeps_its_end(trained):
     assert torch.equal(ids[:4], whole[:4])
 
 
+@example("before <|endoftext|> after")
 @given(st.text(st.characters(exclude_categories=("Cs", "Cn")), max_size=30))  # Cn: younger than this Python
 def test_every_text_has_tokens_and_comes_back(text):
     made = TextTokenizer(train_tokenizer(TEXTS, 320), 200)
