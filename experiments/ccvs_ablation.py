@@ -1,6 +1,7 @@
 """The ablations of CCVS at small scale: context, flow, sampling, controls (paper Tables 1, 2, 3 and 6, Figure 3).
 
-Models at 32 pixels on one Atari library with states and sound, trained whole or in part:
+Models at 32 pixels on one Atari library with states and sound (steering and reconstruction also on a pusher
+library), trained whole or in part:
 
 * plain: an autoencoder without flow module and context (Table 1, row 4);
 * base: context of up to 15 frames, and a transformer that predicts;
@@ -83,14 +84,15 @@ def base_config(args: argparse.Namespace) -> CCVSConfig:
     stage = replace(
         stage, steps=steps, quantise_start=steps // 4, context_start=7 * steps // 10, gan_start=9 * steps // 10
     )
+    games = bool(Library(args.data).classes)  # the pusher has none, and r3d-atari has not seen it
     return replace(
         small,
         size=SIZE,
         autoencoder=coder,
-        autoencoder_stage=replace(stage, perceptual="r3d-atari"),
+        autoencoder_stage=replace(stage, perceptual="r3d-atari" if games else None),
         discriminator=replace(small.discriminator, multipliers=(1, 1, 2)),
         states=replace(small.states, names=("x", "y")),
-        prior=replace(small.prior, layers=3, width=128),
+        prior=replace(small.prior, layers=3, width=128, label=games, start=not games),
         prior_stage=replace(small.prior_stage, steps=args.prior_steps, batch=args.prior_batch),
     )
 
@@ -153,7 +155,7 @@ class Clip(NamedTuple):
     states: np.ndarray
     """(T, 2)"""
     sound: np.ndarray
-    """(T, samples)"""
+    """(T, samples), without samples where there is none"""
 
 
 def held_out(args: argparse.Namespace, frames: int, stream: int) -> list[Clip]:
@@ -162,8 +164,9 @@ def held_out(args: argparse.Namespace, frames: int, stream: int) -> list[Clip]:
     picker = ClipPicker(library, ClipSpec(frames, SIZE), "test", stream, "experiment")
     for clip in (picker.pick(i) for i in range(args.clips)):
         shown = video.resize(library.frames(clip.row, clip.indices), SIZE, "crop")
-        states, sound = library.states(clip.row)[clip.indices, :2], library.audio(clip.row)[clip.indices]
-        clips.append(Clip(shown, library.rows[clip.row].label, states, sound))
+        row, states = library.rows[clip.row], library.states(clip.row)[clip.indices, :2]
+        sound = np.zeros((frames, 0)) if row.audio is None else library.audio(clip.row)[clip.indices]
+        clips.append(Clip(shown, row.label, states, sound))
     return clips
 
 
@@ -182,7 +185,7 @@ def predict(
         first, last = scratch / f"first{i}.mp4", scratch / f"last{i}.png"
         entry, rate = Entry(label=clip.label), system.info.fps
         hertz = round(clip.sound.shape[1] * rate)
-        heard = {"audio": clip.sound[:given].reshape(-1), "audio_rate": hertz}
+        heard = {"audio": clip.sound[:given].reshape(-1), "audio_rate": hertz} if hertz else {}
         video.write_video(first, [clip.frames[:given]], rate, crf=0, pixel_format="yuv444p", **heard)
         if told.get("states"):
             np.save(scratch / f"{i}.npy", clip.states[:frames])

@@ -42,11 +42,16 @@ def arguments(output: Path, *arms: str) -> argparse.Namespace:
     )
 
 
-def test_the_plain_arm_decodes_without_context_once(script, tmp_path):
+def test_the_plain_arm_decodes_without_context_once(script, tmp_path, monkeypatch):
     """Where there is never any context, unconditional decoding is what is trained already."""
+    monkeypatch.setattr(script, "Library", lambda path: argparse.Namespace(hash="h", classes=("a",)))
     found = script.arms(arguments(tmp_path))
     assert not found["plain"].autoencoder_stage.unconditional
     assert found["base"].autoencoder_stage.unconditional
+    assert found["base"].autoencoder_stage.perceptual == "r3d-atari"
+    monkeypatch.setattr(script, "Library", lambda path: argparse.Namespace(hash="h", classes=()))
+    pusher = script.arms(arguments(tmp_path))["states"]  # no game to be told, and none that the judge knows
+    assert (pusher.prior.label, pusher.prior.start, pusher.autoencoder_stage.perceptual) == (False, True, None)
 
 
 def test_arms_that_are_asked_for_are_measured(script, tmp_path, monkeypatch):
@@ -69,7 +74,7 @@ def test_arms_that_are_asked_for_are_measured(script, tmp_path, monkeypatch):
         "train": untrained,
         "held_out": held_out,
         "fvd": lambda made, real: float(np.abs(made.astype(float) - real).mean()),
-        "Library": lambda path: argparse.Namespace(hash="h"),
+        "Library": lambda path: argparse.Namespace(hash="h", classes=("a",)),
         "PREDICTED": 4,
         "CONTEXTS": (0, 3),
         "TOP_K": (1, 100),
