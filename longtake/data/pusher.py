@@ -63,18 +63,19 @@ def build(
         for number, length in enumerate(lengths):
             id = f"pusher-{number:03d}"
             shown, states = arm.shot(length, (seed, number))
-            files = {"file": writer.media("video", id), "states": writer.media("states", id)}
-            with video.VideoWriter(files["file"], FPS, crf=12, gop=12, pixel_format="yuv444p") as out:
+            files = {kind: writer.media(kind, id) for kind in ("video", "states")}
+            with video.VideoWriter(files["video"], FPS, crf=12, gop=12, pixel_format="yuv444p") as out:
                 out.write(shown)
             np.save(files["states"], states)
             writer.add(
                 Row(
                     id=id,
+                    file=writer.relative(files["video"]),
                     frames=length,
                     seconds=length / FPS,
                     split="test" if number in tests else "train",
                     source=f"Gymnasium Pusher-v5, seed {seed}, shot {number}",
-                    **{name: writer.relative(path) for name, path in files.items()},
+                    states=writer.relative(files["states"]),
                 )
             )
             if progress is not None:
@@ -111,7 +112,7 @@ class Arm:
             self.renderer: Any = mujoco.Renderer(self.model, size, size)
         except Exception as error:
             raise UserError(_undrawable(error)) from None
-        self.camera: Any = mujoco.MjvCamera()
+        self.camera: Any = self.mujoco.MjvCamera()
         self.camera.lookat[:], self.camera.distance = CENTRE, DISTANCE
         self.camera.azimuth, self.camera.elevation = 90, -90
 
