@@ -388,6 +388,10 @@ def main() -> None:
     out.mkdir(parents=True, exist_ok=True)
     if not args.table and args.data is None:
         parser.error("--data is missing; give the library to train and measure on")
+    if args.long <= 64:
+        parser.error(
+            f"--long is {args.long} but must be above 64, the frames of the shorter video it is timed against"
+        )
     failed = [] if args.table else work(args)
     records = collect(out)
     if records:

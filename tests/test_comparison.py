@@ -69,7 +69,7 @@ def test_the_queue_goes_on_where_it_stopped_and_mixes_nothing(tmp_path):
     """Two systems of a budget of seconds; then one of them anew, another budget, and the table alone."""
     data, out = tmp_path / "data", tmp_path / "runs"
     sample("atari", data, minutes=6, size=32, seed=1, games=["freeway", "seaquest"], test=0.4)
-    few = ["--videos", "16", "--frames", "32", "--long", "64", "--systems", "stylegan_v", "encgan3"]
+    few = ["--videos", "16", "--frames", "32", "--long", "96", "--systems", "stylegan_v", "encgan3"]
 
     def run(*words: str) -> subprocess.CompletedProcess:
         command = [sys.executable, str(ROOT / "experiments" / "comparison.py"), "--output", str(out), *words]
