@@ -43,6 +43,10 @@ def main(arguments: list[str] | None = None) -> None:
     model = load(args.model)
     if not isinstance(model, CCVS):
         raise UserError(f"{args.model} is a {model.name}; only ccvs decodes frames with others as context")
+    if not model.config.autoencoder.context:
+        raise UserError(
+            f"{args.model} decodes frames from their codes alone; train one with config.autoencoder.context"
+        )
     video.write_video(args.output, deblur(model, args.blurred, args.sharp), video.probe(args.blurred).fps)
 
 
