@@ -158,11 +158,11 @@ class Clip(NamedTuple):
     """(T, samples), without samples where there is none"""
 
 
-def held_out(args: argparse.Namespace, frames: int, stream: int) -> list[Clip]:
-    """The same clips for every arm."""
+def held_out(args: argparse.Namespace, frames: int, stream: int, count: int | None = None) -> list[Clip]:
+    """The same clips for every arm: --clips of them, or `count`."""
     library, clips = Library(args.held_out or args.data), []
     picker = ClipPicker(library, ClipSpec(frames, SIZE), "test", stream, "experiment")
-    for clip in (picker.pick(i) for i in range(args.clips)):
+    for clip in (picker.pick(i) for i in range(count or args.clips)):
         shown = video.resize(library.frames(clip.row, clip.indices), SIZE, "crop")
         row, states = library.rows[clip.row], library.states(clip.row)[clip.indices, :2]
         sound = np.zeros((frames, 0)) if row.audio is None else library.audio(clip.row)[clip.indices]
@@ -313,10 +313,7 @@ def steering(args: argparse.Namespace, scratch: Path, rows: dict) -> None:
     """The place that the estimator finds in made frames against the trajectory asked for, which is not the clip's
     own: that one also a model follows that is told nothing. In games where the estimator finds the place in real
     frames, with half the error against another trajectory or less."""
-    judge, clips = (
-        train("estimator", args),
-        held_out(argparse.Namespace(**{**vars(args), "clips": 4 * args.clips}), 32, 4),
-    )
+    judge, clips = train("estimator", args), held_out(args, 32, 4, 4 * args.clips)
 
     @torch.no_grad()
     def places(frames: np.ndarray) -> np.ndarray:

@@ -114,9 +114,14 @@ ARMS: dict[str, Callable[[StyleGANVConfig], StyleGANVConfig]] = {
 }
 
 
+def config_of(arm: str, args: argparse.Namespace) -> StyleGANVConfig:
+    """An arm at the size of the library and the length that the options say."""
+    return ARMS[arm](reference(Library(args.data).header.size, args.steps, args.released))
+
+
 def train(arm: str, seed: int, args: argparse.Namespace) -> Path:
     """Train one arm, or take it up where it was stopped."""
-    config = ARMS[arm](reference(Library(args.data).header.size, args.steps, args.released))
+    config = config_of(arm, args)
     loop = LoopSettings(precision="bf16", log_every=100, validate_every=1000, preview_every=1000, threads=1)
     name = "mocogan_sg2" if arm == "mocogan" else "stylegan_v"
     output = Path(args.output) / f"{arm}-seed{seed}"
@@ -218,9 +223,7 @@ def main() -> None:
         once(folder / "baselines-seed0.json", options, lambda: baselines(args))
         for seed in args.seeds:
             for arm in args.arms:
-                own = options | {
-                    "config": to_dict(ARMS[arm](reference(library.header.size, args.steps, args.released)))
-                }
+                own = options | {"config": to_dict(config_of(arm, args))}
                 made = partial(lambda arm, seed: measure(arm, seed, train(arm, seed, args), args), arm, seed)
                 once(folder / f"{arm}-seed{seed}.json", own, made)
     records = read(folder, "*-seed*.json")

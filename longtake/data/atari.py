@@ -20,7 +20,7 @@ import numpy as np
 
 from longtake.data import video
 from longtake.data.atari_games import GAMES, Game, Move, Second, View
-from longtake.data.library import Library, LibraryWriter, Row
+from longtake.data.library import Library, LibraryWriter, Row, shots_for_test
 from longtake.errors import UserError
 
 FPS = 15
@@ -239,8 +239,7 @@ def _record(folder: Path, job: Job) -> list[Row]:
         made.append(_write(folder, f"{job.name}-{len(made):03d}", shot))
         lengths.append(len(shot.frames))
         left -= lengths[-1]
-    kept = min(max(1, round(job.test * len(made))), len(made) - 1)
-    tests = set(np.random.default_rng(key).permutation(len(made))[:kept].tolist())
+    tests = shots_for_test(len(made), job.test, key)
     rows = []
     for number, (media, words) in enumerate(made):
         split, frames = "test" if number in tests else "train", lengths[number]

@@ -47,7 +47,7 @@ def address(
     clips: list[Clip],
     sound: Callable[[int, np.ndarray], np.ndarray] | None = None,
 ) -> Batch:
-    """Everything about these clips but their frames; `sound` gives (n, S) of a row's frames, None: the library."""
+    """Everything about these clips but their frames; `sound` gives (n, S) of a row's frames, if asked for."""
     fps = library.fps
     times = np.stack([c.indices for c in clips])
     batch = Batch(
@@ -63,8 +63,8 @@ def address(
             clipped(library.rows[c.row].captions, c.indices[0] / fps, (c.indices[-1] + 1) / fps) for c in clips
         ]
     if "audio" in spec.conditions:
-        heard = sound or (lambda row, indices: library.audio(row)[indices])
-        batch["audio"] = torch.stack([torch.from_numpy(heard(c.row, c.indices)) for c in clips])
+        assert sound is not None
+        batch["audio"] = torch.stack([torch.from_numpy(sound(c.row, c.indices)) for c in clips])
     if "states" in spec.conditions:
         batch["states"] = torch.stack([torch.from_numpy(library.states(c.row)[c.indices]) for c in clips])
     return batch

@@ -38,8 +38,7 @@ class FrameCache:
         progress: Callable[[int, int], None] | None = None,
     ):
         self.library, self.size = library, size
-        counts = [row.frames for row in library.rows]
-        self.offsets = np.concatenate([[0], np.cumsum(counts)])
+        self.offsets = _offsets(library)
         shape = (int(self.offsets[-1]), *size, 3)
         path = library.path / "cache" / f"frames-{size[0]}x{size[1]}-{library.hash[:16]}.u8"
 
@@ -68,8 +67,7 @@ class SoundCache:
 
     def __init__(self, library: Library, budget: int):
         self.library = library
-        counts = [row.frames for row in library.rows]
-        self.offsets = np.concatenate([[0], np.cumsum(counts)])
+        self.offsets = _offsets(library)
         path = library.path / "cache" / f"sound-{library.hash[:16]}.i16"
 
         def decode(memory: np.memmap) -> None:
@@ -145,6 +143,11 @@ class DerivedCache:
     def get(self, numbers: list[int]) -> dict[str, Tensor]:
         """Kept rows, (n, ...) each."""
         return {name: torch.from_numpy(np.asarray(file[numbers])) for name, file in self.files.items()}
+
+
+def _offsets(library: Library) -> np.ndarray:
+    """Where each video's frames begin in a file of all, and where they end."""
+    return np.concatenate([[0], np.cumsum([row.frames for row in library.rows])])
 
 
 def _decoded(

@@ -250,3 +250,9 @@ class LibraryWriter:
 def _file_digest(path: Path) -> bytes:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").digest()
+
+
+def shots_for_test(count: int, share: float, seed: int | tuple[int, ...]) -> set[int]:
+    """Which of `count` recorded shots are for test: about a share of them, at least one, never all."""
+    kept = min(max(1, round(share * count)), count - 1)
+    return set(np.random.default_rng(seed).permutation(count)[:kept].tolist())

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from longtake.data import video
-from longtake.data.library import Library, LibraryWriter, Row
+from longtake.data.library import Library, LibraryWriter, Row, shots_for_test
 from longtake.errors import UserError
 
 FPS = 10
@@ -57,8 +57,7 @@ def build(
     frames = max(2, round(minutes * 60 * FPS))
     count = max(2, round(frames / PLANNED))
     lengths = [len(part) for part in np.array_split(np.arange(frames), count)]
-    kept = min(max(1, round(test * count)), count - 1)
-    tests = set(np.random.default_rng(seed).permutation(count)[:kept].tolist())
+    tests = shots_for_test(count, test, seed)
     with LibraryWriter(output, (size, size), float(FPS), state_names=STATE_NAMES, split_seed=seed) as writer:
         for number, length in enumerate(lengths):
             id = f"pusher-{number:03d}"

@@ -46,7 +46,10 @@ class CriticStage(Stage):
     """
 
     config: Any
-    """With `lr`, `betas`, `clip`, `gan_weight` (of both critics) and `gan_loss`."""
+    """With `lr`, `betas`, `clip`, `perceptual_weight`, `gan_weight` (of both critics) and `gan_loss`."""
+
+    tokenizer: Any
+    """A VQGAN of either kind."""
 
     def __init__(self, tokenizer: nn.Module, networks: dict[str, nn.Module], perceptual: nn.Module | None):
         self.tokenizer, self.perceptual = tokenizer, perceptual
@@ -68,12 +71,21 @@ class CriticStage(Stage):
         """All terms of the generator but the codebook's; `frame` (B,) is the one that the image critic sees."""
         raise NotImplementedError
 
+    def perceived(self, result: Reconstruction, frame: Tensor) -> Losses:
+        """The perceptual distance of one frame a clip, if there is one."""
+        if self.perceptual is None:
+            return {}
+        distance = self.perceptual(pick_frame(result.made, frame), pick_frame(result.real, frame)).mean()
+        return {"perceptual": self.config.perceptual_weight * distance}
+
     def scaled(self, x: Tensor) -> Tensor:
         """Pixels as critics see them."""
         return x
 
     def play(self, batch: Batch, engine: Engine, adversarial: bool) -> dict[str, float]:
-        """An update of the generator, and one of the critics if they take part."""
+        """An update of the generator, and one of the critics if they take part and one of them counts."""
+        judged = self.config.gan_weight[: 1 + (batch["frames"].shape[2] > 1)]  # no critic of clips sees pictures
+        adversarial = adversarial and any(judged)
         if self.perceptual is not None:
             self.perceptual.to(engine.device)
         made: list[tuple[Tensor, Tensor, Tensor]] = []

@@ -15,10 +15,11 @@ from longtake.data.library import Library
 from longtake.data.loader import Loader
 from longtake.errors import UserError
 from longtake.nn.schedule import warmup_cosine
+from longtake.nn.video import pick_frame
 from longtake.rollout.rng import Rng
 from longtake.systems.base import ModelInfo
 from longtake.systems.tats.config import SIZES, TATSConfig
-from longtake.systems.tats.stages import PriorStage, VQGANStage, pick_frame
+from longtake.systems.tats.stages import PriorStage, VQGANStage
 from longtake.systems.tats.system import TATS
 
 TINY = SIZES["tiny"]

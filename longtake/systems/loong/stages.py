@@ -15,7 +15,7 @@ from longtake.data.clips import ClipSpec, Draw, Still
 from longtake.data.text import main_caption
 from longtake.nn.losses import generator_loss
 from longtake.nn.schedule import warmup_cosine
-from longtake.nn.video import pick_frame, psnr, tiled
+from longtake.nn.video import psnr, tiled
 from longtake.story import Entry, Story
 from longtake.systems.base import Engine, Losses, Stage
 from longtake.systems.critics import CriticStage, Reconstruction
@@ -72,9 +72,7 @@ class TokenizerStage(CriticStage):
 
     def step(self, batches: dict[str, Batch], engine: Engine) -> dict[str, float]:
         _, batch = only(batches)
-        judged = self.config.gan_weight[: 1 + (batch["frames"].shape[2] > 1)]  # no critic of clips sees pictures
-        adversarial = self.before + engine.step >= self.config.discriminator_start and any(judged)
-        return self.play(batch, engine, adversarial)
+        return self.play(batch, engine, self.before + engine.step >= self.config.discriminator_start)
 
     def reconstruct(self, batch: Batch) -> Reconstruction:
         result = self.tokenizer(batch["frames"])
@@ -86,9 +84,7 @@ class TokenizerStage(CriticStage):
         losses = {"l1": config.l1_weight * error.abs().mean()}
         if config.l2_weight:
             losses["l2"] = config.l2_weight * error.square().mean()
-        if self.perceptual is not None:
-            distance = self.perceptual(pick_frame(made, frame), pick_frame(real, frame)).mean()
-            losses["perceptual"] = config.perceptual_weight * distance
+        losses |= self.perceived(result, frame)
         if adversarial:
             views = self.views(real, made, frame)
             fooled = [view.weight * generator_loss(view.critic(view.fake).logits) for view in views]

@@ -17,7 +17,7 @@ from longtake.data.clips import ClipSpec, Draw
 from longtake.nn.losses import feature_matching_loss, generator_loss
 from longtake.nn.schedule import warmup_cosine
 from longtake.nn.transformer import Transformer
-from longtake.nn.video import pick_frame, psnr, tiled
+from longtake.nn.video import psnr, tiled
 from longtake.story import Entry, Story
 from longtake.systems.base import Engine, Losses, Stage
 from longtake.systems.critics import CriticStage, Reconstruction
@@ -37,7 +37,6 @@ class VQGANStage(CriticStage):
     def __init__(self, system: TATS):
         super().__init__(system.vqgan, system.networks, system.perceptual())
         self.config = config = system.config.vqgan_stage
-        self.vqgan = system.vqgan
         self.steps, self.ema = config.steps, config.ema
         before, after = system.vqgan.extra_frames()
         spec = ClipSpec(system.config.frames + before + after, system.config.size)
@@ -48,22 +47,19 @@ class VQGANStage(CriticStage):
         return warmup_cosine(step, self.config.steps, self.config.warmup, self.config.decay)
 
     def step(self, batches: dict[str, Batch], engine: Engine) -> dict[str, float]:
-        adversarial = engine.step >= self.config.discriminator_start and any(self.config.gan_weight)
         self.quantised = engine.step >= self.config.quantise_start or self._has_codebook
-        return self.play(batches["clips"], engine, adversarial)
+        return self.play(batches["clips"], engine, engine.step >= self.config.discriminator_start)
 
     def reconstruct(self, batch: Batch) -> Reconstruction:
-        result = self.vqgan(batch["frames"], quantise=self.quantised)
-        return Reconstruction(self.vqgan.core(batch["frames"]), result.video, result.quantised)
+        result = self.tokenizer(batch["frames"], quantise=self.quantised)
+        return Reconstruction(self.tokenizer.core(batch["frames"]), result.video, result.quantised)
 
     def losses(self, result: Reconstruction, frame: Tensor, adversarial: bool) -> Losses:
         config, (real, made, _) = self.config, result
         losses = {"l1": config.l1_weight * reconstruction_loss(real, made)}
         if config.l2_weight:
             losses["l2"] = config.l2_weight * squared_loss(real, made)
-        if self.perceptual is not None:
-            distance = self.perceptual(pick_frame(made, frame), pick_frame(real, frame)).mean()
-            losses["perceptual"] = config.perceptual_weight * distance
+        losses |= self.perceived(result, frame)
         return losses | self._adversarial(result, frame) if adversarial else losses
 
     def _adversarial(self, result: Reconstruction, frame: Tensor) -> Losses:
@@ -85,12 +81,12 @@ class VQGANStage(CriticStage):
     @property
     def _has_codebook(self) -> bool:
         """Before `quantise_start` there is none, unless it came from another model."""
-        return bool(self.vqgan.codebook.initialised)
+        return bool(self.tokenizer.codebook.initialised)
 
     def validate(self, batches: dict[str, Batch]) -> dict[str, float]:
         frames = batches["clips"]["frames"]
-        result = self.vqgan(frames, quantise=self._has_codebook)
-        video = self.vqgan.core(frames)
+        result = self.tokenizer(frames, quantise=self._has_codebook)
+        video = self.tokenizer.core(frames)
         return {
             "val/l1": float(reconstruction_loss(video, result.video)),
             "val/psnr": float(psnr(video, result.video)),
@@ -100,7 +96,8 @@ class VQGANStage(CriticStage):
     def preview(self, batches: dict[str, Batch]) -> Tensor:
         """Originals above reconstructions, up to four clips side by side."""
         frames = batches["clips"]["frames"][:4]
-        pair = torch.stack([self.vqgan.core(frames), self.vqgan(frames, quantise=self._has_codebook).video.float()])
+        made = self.tokenizer(frames, quantise=self._has_codebook).video.float()
+        pair = torch.stack([self.tokenizer.core(frames), made])
         return tiled(pair)
 
 
