@@ -34,6 +34,8 @@ OWN = {
     "seam_first",
     "longtake",
     "torch",
+    "conditions_from",
+    "given_frames",
     "sees_test_video",
     "lpips",
 }
@@ -173,6 +175,8 @@ def _given(protocol: dict[str, Any]) -> str:
     told += ["class"] if any(label is not None for label in protocol.get("labels") or ()) else []
     told += ["text"] if any(any(prompts) for prompts in protocol.get("prompts") or ()) else []
     told += [f"first frames: {escape(str(protocol['given_frames']))}"] if protocol.get("given_frames") else []
+    source = str(protocol.get("conditions_from") or "test")
+    told += [f"from the {escape(source)}"] if told and not source.startswith("test") else []
     return ", ".join(told) or "nothing"
 
 

@@ -26,6 +26,7 @@ from longtake.metrics.records import StoredRecord, write_record
 from longtake.metrics.result import Result
 from longtake.metrics.sources import FolderSource, ModelSource, as_bytes
 from longtake.nn.perceptual import PerceptualDistance
+from longtake.report.compare import compare
 from longtake.rollout.given import first_frames
 from longtake.systems.base import ModelInfo
 
@@ -287,6 +288,20 @@ def test_given_frames_are_left_out_and_what_follows_is_compared(library, tmp_pat
         ModelSource(model, library, 3, 20, 0, "round", given=50)
     with pytest.raises(UserError, match="tiny-continuous takes no first frames"):
         ModelSource(TinyContinuous(TinyConfig(), model.info), library, 3, 20, 0, "round", given=2)
+
+
+def test_what_was_given_divides_no_table(library, tmp_path):
+    model = Still(TinyConfig(), ModelInfo.of(library, (16, 16))).eval()
+    files = folder_of(tmp_path / "made", [library.frames(i, range(20)) for i in library.split("train")[:3]])
+    free = ModelSource(TinyContinuous(TinyConfig(), model.info).eval(), library, 3, 20, 0, "round")
+    sources = {"free": free, "led": ModelSource(model, library, 3, 20, 0, "round", given=4)}
+    sources["files"] = FolderSource(files, None, 20, 20)
+    for name, source in sources.items():
+        evaluate(source, library, tmp_path / name, PROTOCOL, [])
+    groups = compare([tmp_path / name for name in sources], tmp_path / "page.html")
+    assert groups == [list(sources)]
+    cells = "<td>class</td><td>class, first frames: 4</td><td>not known</td>"
+    assert f"<tr><th>given</th>{cells}</tr>" in (tmp_path / "page.html").read_text()
 
 
 def test_copies_of_training_videos_are_noticed(library, tmp_path):

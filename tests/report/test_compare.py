@@ -93,7 +93,7 @@ def test_what_a_model_was_given_is_marked(tmp_path):
         "free": {"sees_test_video": False, "labels": [None], "settings": {}},
         "labelled": {"sees_test_video": False, "labels": ["a"], "settings": {"top_k": 8, "mode": "<b>"}},
         "recalling": {"sees_test_video": True, "labels": [None]},
-        "files": {"sees_test_video": None},
+        "files": {"sees_test_video": None, "conditions_from": "unknown: these are files"},
     }
     folders = [write(tmp_path / name, 3.0, media=False, **own) for name, own in told.items()]
     assert compare(folders, tmp_path / "r.html") == [list(told)]
@@ -105,10 +105,14 @@ def test_what_a_model_was_given_is_marked(tmp_path):
     assert f"<tr><th>settings</th><td>-</td><td>{settings}</td><td>-</td><td>-</td></tr>" in text
 
 
-def test_texts_and_given_frames_are_marked(tmp_path):
+def test_texts_given_frames_and_another_split_are_marked(tmp_path):
     own = {"sees_test_video": False, "prompts": [["", "a boat"]], "given_frames": 16, "labels": ["<i>"]}
-    compare([write(tmp_path / "one", 3.0, media=False, **own)], tmp_path / "r.html")
-    assert "<td>class, text, first frames: 16</td>" in (tmp_path / "r.html").read_text()
+    train = own | {"conditions_from": "train split, evenly spread"}
+    folders = [write(tmp_path / name, 3.0, media=False, **told) for name, told in (("one", own), ("two", train))]
+    assert compare(folders, tmp_path / "r.html") == [["one", "two"]]
+    text = (tmp_path / "r.html").read_text()
+    assert "<td>class, text, first frames: 16</td>" in text
+    assert "<td>class, text, first frames: 16, from the train split, evenly spread</td>" in text
 
 
 def test_another_perceptual_network_divides_no_table(tmp_path):
