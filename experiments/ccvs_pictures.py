@@ -18,7 +18,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from ccvs_ablation import SIZE, Clip, another, held_out, options, predict, towards, train
+from ccvs_models import SIZE, Clip, another, held_out, options, predict, towards, train
 
 from longtake.data import video
 

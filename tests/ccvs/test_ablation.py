@@ -44,12 +44,12 @@ def arguments(output: Path, *arms: str) -> argparse.Namespace:
 
 def test_the_plain_arm_decodes_without_context_once(script, tmp_path, monkeypatch):
     """Where there is never any context, unconditional decoding is what is trained already."""
-    monkeypatch.setattr(script, "Library", lambda path: argparse.Namespace(hash="h", classes=("a",)))
+    monkeypatch.setattr("ccvs_models.Library", lambda path: argparse.Namespace(hash="h", classes=("a",)))
     found = script.arms(arguments(tmp_path))
     assert not found["plain"].autoencoder_stage.unconditional
     assert found["base"].autoencoder_stage.unconditional
     assert found["base"].autoencoder_stage.perceptual == "r3d-atari"
-    monkeypatch.setattr(script, "Library", lambda path: argparse.Namespace(hash="h", classes=()))
+    monkeypatch.setattr("ccvs_models.Library", lambda path: argparse.Namespace(hash="h", classes=()))
     pusher = script.arms(arguments(tmp_path))["states"]  # no game to be told, and none that the judge knows
     assert (pusher.prior.label, pusher.prior.start, pusher.autoencoder_stage.perceptual) == (False, True, None)
 
@@ -70,6 +70,7 @@ def test_arms_that_are_asked_for_are_measured(script, tmp_path, monkeypatch):
         states = np.zeros((frames, 2), np.float32)
         return [script.Clip(moving_square(i, frames), None, states, silence) for i in range(2)]
 
+    monkeypatch.setattr("ccvs_models.Library", lambda path: argparse.Namespace(hash="h", classes=("a",)))
     for name, value in {
         "train": untrained,
         "held_out": held_out,
