@@ -1,12 +1,14 @@
-"""Pictures of CCVS on held-out clips: prediction, point to point, and two trajectories from the same frame.
+"""Pictures of CCVS on held-out clips: reconstruction, prediction, point to point, two trajectories from one frame.
 
-With the models that `ccvs_ablation.py` trains (arms base, end and states; the same options). A game has seven rows,
-frames 1, 5, 9 ... from left to right; the first frame is given:
+With the models that `ccvs_ablation.py` trains (arms base, end and states; the same options). A game has up to seven
+rows, frames 1, 5, 9 ... from left to right; the first frame is given:
 
 1. the real clip; 2. predicted from its first frame;
 3. the real clip of 16 frames, all of them; 4. made from its first frame towards its last;
 5. told the real clip's trajectory, its places marked; 6. told to go over to another clip's, with the same noise;
 7. that clip.
+
+One more sheet has three rows a game: the real clip, and from its codes without context and with all of it.
 
     python experiments/ccvs_pictures.py --data data/atari32 --output runs/ccvs-ablation [--pictures docs/images]
 """
@@ -18,11 +20,15 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+from ccvs_ablation import decoded
 from ccvs_models import SIZE, Clip, another, held_out, options, predict, towards, train
 
 from longtake.data import video
+from longtake.data.batch import to_float, to_uint8
 
 FRAMES, POINT, SCALE = 32, 16, 3
+SHOWN = slice(0, FRAMES, FRAMES // 8)
+KINDS = ("reconstruction", "prediction", "end", "states")
 
 
 def marked(frames: np.ndarray, places: np.ndarray) -> np.ndarray:
@@ -39,41 +45,64 @@ def enlarged(frames: np.ndarray) -> np.ndarray:
     return frames.repeat(SCALE, 1).repeat(SCALE, 2)
 
 
-def rows_of(clip: Clip, other: Clip, args: argparse.Namespace, scratch: Path) -> list[np.ndarray]:
-    """The rows of one game, 8 frames each."""
-    shown = slice(0, FRAMES, FRAMES // 8)
+def reconstructed(clip: Clip, args: argparse.Namespace) -> list[np.ndarray]:
+    """The clip, decoded without context, and with all of it."""
+    system, real = train("base", args), to_float(clip.frames)[None]
+    made = [decoded(system, real, context) for context in (0, system.config.autoencoder.context)]
+    return [enlarged(frames[SHOWN]) for frames in (clip.frames, *(to_uint8(one[0]) for one in made))]
+
+
+def predicted(clip: Clip, args: argparse.Namespace, scratch: Path) -> list[np.ndarray]:
+    made = predict(train("base", args), [clip], 1, FRAMES, scratch)[0]
+    return [enlarged(clip.frames[SHOWN]), enlarged(made[SHOWN])]
+
+
+def towards_the_end(clip: Clip, args: argparse.Namespace, scratch: Path) -> list[np.ndarray]:
     short = Clip(clip.frames[:POINT], clip.label, clip.states[:POINT], clip.sound[:POINT])
-    free = predict(train("base", args), [clip], 1, FRAMES, scratch)[0]
-    led = predict(train("end", args), [short], 1, POINT, scratch, end=True)[0]
-    turned = towards(clip.states, other.states)
-    steered = train("states", args)
+    made = predict(train("end", args), [short], 1, POINT, scratch, end=True)[0]
+    ends = np.linspace(0, POINT - 1, 8).round().astype(int)  # the first and the last among them
+    return [enlarged(short.frames[ends]), enlarged(made[ends])]
+
+
+def steered(clip: Clip, other: Clip, args: argparse.Namespace, scratch: Path) -> list[np.ndarray]:
+    system, turned = train("states", args), towards(clip.states, other.states)
     own, moved = (
-        predict(steered, [clip._replace(states=states)], 1, FRAMES, scratch, states=True)[0]
+        predict(system, [clip._replace(states=states)], 1, FRAMES, scratch, states=True)[0]
         for states in (clip.states, turned)
     )
-    ends = np.linspace(0, POINT - 1, 8).round().astype(int)  # the first and the last among them
     return [
-        enlarged(clip.frames[shown]),
-        enlarged(free[shown]),
-        enlarged(short.frames[ends]),
-        enlarged(led[ends]),
-        marked(own[shown], clip.states[shown]),
-        marked(moved[shown], turned[shown]),
-        marked(other.frames[shown], other.states[shown]),
+        marked(own[SHOWN], clip.states[SHOWN]),
+        marked(moved[SHOWN], turned[SHOWN]),
+        marked(other.frames[SHOWN], other.states[SHOWN]),
     ]
+
+
+def rows_of(clip: Clip, other: Clip, args: argparse.Namespace, scratch: Path) -> list[np.ndarray]:
+    """The rows of one game, 8 frames each."""
+    rows = predicted(clip, args, scratch) if "prediction" in args.kinds else [enlarged(clip.frames[SHOWN])]
+    rows += towards_the_end(clip, args, scratch) if "end" in args.kinds else []
+    return rows + (steered(clip, other, args, scratch) if "states" in args.kinds else [])
 
 
 def main() -> None:
     parser = options(__doc__ or "")
     parser.add_argument("--pictures", help="where they are written (default: --output)")
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS, help="of rows (default: all)")
     args = parser.parse_args()
-    clips = held_out(args, FRAMES, 6)
+    clips, folder = held_out(args, FRAMES, 6), Path(args.pictures or args.output)
     first = {clip.label: i for i, clip in reversed(list(enumerate(clips)))}
+    games = sorted(first.items(), key=lambda pair: str(pair[0]))
+
+    def write(name: str, rows: list[np.ndarray]) -> None:
+        video.write_png(folder / f"ccvs-{name}.png", video.contact_sheet(np.concatenate(rows), columns=8))
+
+    if "reconstruction" in args.kinds:
+        write("reconstruction", [row for _, i in games for row in reconstructed(clips[i], args)])
+    if set(args.kinds) == {"reconstruction"}:
+        return
     with tempfile.TemporaryDirectory() as scratch:
-        for label, i in sorted(first.items(), key=lambda pair: str(pair[0])):
-            rows = rows_of(clips[i], clips[another(clips, i)], args, Path(scratch))
-            sheet = video.contact_sheet(np.concatenate(rows), columns=8)
-            video.write_png(Path(args.pictures or args.output) / f"ccvs-{label}.png", sheet)
+        for label, i in games:
+            write(label or "clips", rows_of(clips[i], clips[another(clips, i)], args, Path(scratch)))
 
 
 if __name__ == "__main__":
