@@ -95,6 +95,7 @@ def arms(args: argparse.Namespace) -> dict[str, CCVSConfig]:
         "256 codes a frame": coder(multipliers=(1, 1)),
         "1 layer, 2 heads": prior(layers=1, heads=2),
         "6 layers, 8 heads": prior(layers=6, heads=8),
+        "longer prior": replace(reused, prior_stage=replace(base.prior_stage, steps=3 * args.prior_steps)),
     }
 
 
