@@ -201,5 +201,5 @@ def test_controls_sound_and_long_videos_are_measured(script, tmp_path, monkeypat
         (15, 45, {}),
     ]
     assert (fake.settings.state_top_k, fake.settings.keep_first) == (100, 8)
-    assert len(rows["long"]["context 15"]["fvd"]) == 32
+    assert len(rows["long"]["base, context 15"]["fvd"]) == 32
     assert rows["long"]["real"]["motion"] > rows["long"][held]["motion"] == 0
