@@ -30,7 +30,7 @@ clips that are no independent ones.
 
 Runs resume; what is done is not done again. --arms adds rows to 1 and 2: codebook sizes and none at all (Table 5),
 codes a frame (Figure 3), layers and heads (Table 2), and a "longer prior" of thrice the updates, which 6 takes too.
-A table whose reference row does not beat its baselines (the last given frame frozen, the mean of all clips) says so.
+A table whose reference row does not beat its baselines (a frozen frame, the mean of all clips) says so.
 """
 
 from __future__ import annotations
