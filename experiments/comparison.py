@@ -133,17 +133,16 @@ def protocol(args: argparse.Namespace) -> dict[str, object]:
 def plan(name: str, args: argparse.Namespace) -> dict[str, float]:
     """Write the recipe that meets the budget beside the runs, unless it is there; PFLOP by stage."""
     source, path = RECIPES / f"{name}.yaml", Path(args.output) / f"{name}.yaml"
-    text = source.read_text()
+    raw, period = read_yaml(source.read_text(), name), SYSTEMS[name].period
 
     def make() -> dict:
-        raw, period = read_yaml(text, name), SYSTEMS[name].period
         cost = count_flops(read_recipe(source, data=args.data), period)
         factor = args.pflop * 1e15 / sum(steps * flops for steps, flops in cost.values())
         path.write_text(yaml.safe_dump(raw | {"config": scaled(raw["config"], factor), "seed": args.seed}))
         taken = count_flops(read_recipe(path, data=args.data), period)
         return {"pflop": {stage: steps * flops / 1e15 for stage, (steps, flops) in taken.items()}}
 
-    options = budget(args) | {"recipe": hashlib.sha256(text.encode()).hexdigest()[:12]}
+    options = budget(args) | {"recipe": hashlib.sha256(json.dumps(raw).encode()).hexdigest()[:12]}
     return once(Path(args.output) / f"plan-{name}.json", options, make)["pflop"]
 
 
