@@ -31,9 +31,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import yaml
 from baselines import NAMES, baseline
+from comparison_tables import CURVES, EXTRACTOR, ICS, plot, tables
 from records import alike, once, publish
 
 from longtake.config import read_yaml
@@ -49,7 +49,7 @@ from longtake.train.recipe import read_recipe
 
 ROOT = Path(__file__).parents[1]
 RECIPES = ROOT / "recipes" / "compare"
-EXTRACTOR, PROTOCOL = "r3d-atari", "longtake-1"
+PROTOCOL = "longtake-1"
 SHORT = 16
 PARTS = ["train", "measure", "time"]
 
@@ -87,8 +87,8 @@ SYSTEMS = {
     "r2": Entry("R2", "source video"),
     "r2-improved": Entry("improved R2", "source video", ("candidates=1",)),
 }
-NAMES_TOLD = tuple(zip(NAMES, ("a frame of the video", "nothing"), strict=True))
-"""The baselines, and what they are given."""
+GIVEN = dict(zip(NAMES, ("a frame of the video", "nothing"), strict=True))
+"""What the baselines are given."""
 COUNTED_IN_UPDATES = {
     "steps",
     "warmup",
@@ -218,7 +218,7 @@ def measure_baseline(name: str, args: argparse.Namespace) -> dict:
 def result(folder: Path) -> dict:
     """What an evaluation found."""
     whole = json.loads((folder / "result.json").read_text())
-    curves = {k: [v["x"], v["y"]] for k, v in whole["curves"].items() if k in CURVES}
+    curves = {k: [v["x"], v["y"]] for k, v in whole["curves"].items() if k in (*CURVES, ICS)}
     kept = ("value", "interval", "note")
     figures = {k: {part: v[part] for part in kept if v.get(part) is not None} for k, v in whole["figures"].items()}
     return {"figures": figures, "curves": curves}
@@ -294,81 +294,6 @@ def collect(output: Path) -> dict[str, dict]:
     return {name: record for name, record in found.items() if "measured" in record}
 
 
-def _last(record: dict) -> float | None:
-    curve = record["measured"]["curves"].get(f"FVD-window[{EXTRACTOR}]")
-    return curve[1][-1] if curve and len(curve[1]) > 1 else None
-
-
-CURVES = {f"FVD-window[{EXTRACTOR}]": "FVD to real clips", f"CCS[{EXTRACTOR}]": "class kept", "motion": "motion"}
-
-
-def _figure(name: str) -> Callable[[dict], float | None]:
-    return lambda record: record["measured"]["figures"].get(name, {}).get("value")
-
-
-COLUMNS: dict[str, Callable[[dict], float | None]] = {
-    "FVD16": _figure(f"FVD16[{EXTRACTOR}]"),
-    "FVD128": _figure(f"FVD128[{EXTRACTOR}]"),
-    "ratio": _figure(f"FVD16/FVD128[{EXTRACTOR}]"),
-    "last 16": _last,
-    "CCS area": _figure(f"CCS-area[{EXTRACTOR}]"),
-    "motion, of real": _figure("motion_ratio"),
-    "seam": _figure("seam"),
-    "repeat": _figure("longest_repeat"),
-    "s per 1,000 frames": lambda r: r.get("timed", {}).get("seconds"),
-    "MiB": lambda r: r.get("timed", {}).get("peak_mib"),
-    "weights (M)": lambda r: r["trained"]["weights"] / 1e6 if "trained" in r else None,
-    "TFLOP": lambda r: 1e3 * sum(r["trained"]["pflop"].values()) if "trained" in r else None,
-    "hours": lambda r: r["trained"]["hours"] if "trained" in r else None,
-    "training MiB": lambda r: r["trained"]["peak_mib"] if "trained" in r else None,
-}
-
-
-def table(records: dict[str, dict]) -> str:
-    """Markdown, a row a system; systems that are given the same stand together."""
-    lines = ["| system | given | set | " + " | ".join(COLUMNS) + " |", "|---" * (len(COLUMNS) + 3) + "|"]
-    rows = [(name, e.title, e.told, ", ".join(e.settings)) for name, e in SYSTEMS.items()]
-    for name, *words in [*rows, *((name, f"*{name}*", told, "") for name, told in NAMES_TOLD if name in records)]:
-        cells = [_cell(records.get(name), column) for column in COLUMNS]
-        lines.append("| " + " | ".join([*words, *cells]) + " |")
-    return "\n".join(lines)
-
-
-def _cell(record: dict | None, column: str) -> str:
-    """A value, with its interval where it is a distance."""
-    value = COLUMNS[column](record) if record else None
-    if value is None:
-        return "-"
-    spread = record["measured"]["figures"].get(f"{column}[{EXTRACTOR}]", {}).get("interval") if record else None
-    text = f"{value:.3g}" if value < 1000 else f"{value:,.0f}"
-    return f"{text} [{spread[0]:.0f}, {spread[1]:.0f}]" if spread and column.startswith("FVD") else text
-
-
-def plot(records: dict[str, dict], path: Path) -> None:
-    """The curves over time, smoothed over eight windows, or fewer of short videos."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(1, len(CURVES), figsize=(17, 4.5))
-    colours = plt.get_cmap("tab20").colors  # pyright: ignore[reportAttributeAccessIssue]
-    for axis, (curve, title) in zip(axes, CURVES.items(), strict=True):
-        for i, name in enumerate(n for n in [*SYSTEMS, *NAMES] if n in records):
-            x, y = records[name]["measured"]["curves"].get(curve, ([], []))
-            if len(x) < 2:
-                continue
-            width = max(1, min(8, len(y) // 4))
-            label = SYSTEMS[name].title if name in SYSTEMS else name
-            line = np.convolve(y, np.ones(width) / width, "valid")
-            axis.plot(x[: len(line)], line, color=colours[i % 20], ls="-" if name in SYSTEMS else ":", label=label)
-        axis.set(title=title, xlabel="frame")
-    axes[-1].set_yscale("log")
-    axes[-1].legend(fontsize=7, bbox_to_anchor=(1.02, 1), loc="upper left")
-    figure.tight_layout()
-    figure.savefig(path, dpi=100)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", help="an Atari library at 32 pixels")
@@ -396,10 +321,12 @@ def main() -> None:
     if records:
         results = Path(args.results or out)
         publish(results / "comparison.json", records)
-        plot(records, results / "comparison.png")
+        rows = {name: [e.title, e.told, ", ".join(e.settings)] for name, e in SYSTEMS.items()}
+        rows |= {name: [f"*{name}*", told, ""] for name, told in GIVEN.items() if name in records}
+        plot(records, rows, results / "comparison.png")
         folders = [out / f"evaluation-{name}" for name in records]
         subprocess.run(longtake("compare", *folders, "-o", results / "comparison.html"), check=True)
-        print(table(records))
+        print(tables(records, rows))
     if failed:
         sys.exit("\n".join(["what failed, and is tried again by the same command:", *failed]))
 
