@@ -307,6 +307,8 @@ def run(name: str, args: argparse.Namespace) -> None:
         "library": Library(args.data).hash
     }
     options["held_out"] = Library(args.held_out or args.data).hash
+    if args.annotation_weight != 1:  # records of before there was a choice have no word of it
+        options["annotation_weight"] = args.annotation_weight
     rows = once(path, options, lambda: {"rows": {}})["rows"]
     if rows and name not in GROWING:
         return

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -36,6 +36,7 @@ def options(text: str) -> argparse.ArgumentParser:
     parser.add_argument("--autoencoder-batch", type=int, nargs=2, default=[4, 2], help="pictures and clips")
     parser.add_argument("--prior-steps", type=int, default=3000)
     parser.add_argument("--prior-batch", type=int, default=4)
+    parser.add_argument("--annotation-weight", type=float, default=1 / 32, help="of states or sound beside codes")
     parser.add_argument("--top-k", type=int, default=10, help="codes to choose from, but for the rows of top-k")
     parser.add_argument("--precision", default="bf16")
     return parser
@@ -75,6 +76,10 @@ def arms(args: argparse.Namespace) -> dict[str, CCVSConfig]:
     def prior(**fields: Any) -> CCVSConfig:
         return replace(reused, prior=replace(reused.prior, **fields))
 
+    def annotated(kind: Literal["states", "audio"]) -> CCVSConfig:
+        stage = replace(base.prior_stage, annotation_weight=args.annotation_weight)
+        return replace(prior(annotation=kind), prior_stage=stage)
+
     estimator = prior(layers=0, annotation="states")
     return {
         # Without context every decoding is "unconditional": it would only be trained twice.
@@ -85,8 +90,8 @@ def arms(args: argparse.Namespace) -> dict[str, CCVSConfig]:
         ),
         "base": base,
         "end": prior(end_share=0.5),
-        "states": prior(annotation="states"),
-        "sound": replace(prior(annotation="audio"), sound=replace(base.sound, steps=args.prior_steps)),
+        "states": annotated("states"),
+        "sound": replace(annotated("audio"), sound=replace(base.sound, steps=args.prior_steps)),
         "estimator": replace(estimator, states=replace(base.states, estimated=True)),
         "codes-64": coder(codes=64),
         "codes-256": coder(codes=256),

@@ -39,6 +39,7 @@ def arguments(output: Path, *arms: str) -> argparse.Namespace:
         top_k=10,
         autoencoder_steps=10,
         prior_steps=10,
+        annotation_weight=0.5,
     )
 
 

@@ -328,6 +328,13 @@ def test_the_prior_loss_is_the_cross_entropy_of_codes_and_of_states(annotation, 
         assert float(losses["state_loss"].detach()) == pytest.approx(float(torch.stack(own).mean()), rel=1e-4)
         both = float(losses["frame_loss"] + losses["state_loss"])
         assert float(losses["loss"].detach()) == pytest.approx(both)
+        light = CCVS(
+            replace(made.config, prior_stage=replace(made.config.prior_stage, annotation_weight=0.25)), made.info
+        )
+        for name, network in made.networks.items():
+            light.networks[name].load_state_dict(network.state_dict())
+        weighed = float(losses["frame_loss"] + 0.25 * losses["state_loss"])
+        assert float(PriorStage(light)._losses(batch, None)["loss"].detach()) == pytest.approx(weighed)
 
 
 @torch.no_grad()

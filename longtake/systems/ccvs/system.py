@@ -196,7 +196,7 @@ class CCVS(System):
         losses = {"loss": loss, "frame_loss": loss, "accuracy": accuracy}
         if layout.states:
             own = token_loss(logits[:, told, : layout.state_codes], targets[:, told] - layout.codes)
-            losses |= {"loss": loss + own, "state_loss": own}
+            losses |= {"loss": loss + self.config.prior_stage.annotation_weight * own, "state_loss": own}
         return losses
 
     def sampler(self, batch: int) -> FrameSampler | FrameRegressor:
