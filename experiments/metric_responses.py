@@ -286,7 +286,7 @@ def table(record: dict) -> str:
         f"{record['videos'][1]} others, {record['size'][0]}x{record['size'][1]}, extractor "
         f"{record['extractor']['name']}. FVD rises (beyond chance) under {said}.",
         "",
-        "| spoiled | " + " | ".join(name for name, _ in columns) + " |",
+        "| spoiled | " + " | ".join(name.replace("|", "&#124;") for name, _ in columns) + " |",
         "|---" * (len(columns) + 1) + "|",
     ]
     for row in rows:

@@ -145,8 +145,8 @@ class PriorStageConfig(TransformerStageConfig):
     batch: int = 16
     lr: float = 1e-5
     annotation_weight: float = 1.0
-    """Weight of the mean loss of states or sound beside that of codes. 1 as released: a frame's 2 states weigh as much
-    as its 64 codes. In equation 8 all tokens weigh the same, which is states a frame / codes a frame."""
+    """Weight of the mean loss of states or sound beside that of codes. 1 as released: a frame's 2 states weigh as
+    much as its 64 codes. In equation 8 all tokens weigh the same, which is states a frame / codes a frame."""
 
     def __post_init__(self):
         check_range(self, "annotation_weight", 0)
