@@ -198,6 +198,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--given", type=_positive, default=0, metavar="N", help="give a model the first N frames of test videos"
     )
+    p.add_argument(
+        "--told", nargs="+", choices=["audio", "states"], default=(), help="tell a model these of test videos too"
+    )
     p.add_argument("--lpips", metavar="FILE", help="LPIPS weights: first frame against last")
     p.add_argument("--clip", metavar="DIR", help="a CLIP as transformers keeps it: CLIPSIM, VTM (needs texts)")
     p.add_argument("--cuts", metavar="FILE", help="TransNetV2 as TorchScript: shot cuts")

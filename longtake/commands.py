@@ -220,7 +220,7 @@ def evaluate_model(args: argparse.Namespace) -> None:
                 highlight=False,
             )
     of_files = Path(args.source).is_dir() and not is_model(args.source)
-    of_models, of_folders = ("given", "set"), ("reference", "seam_period", "seam_first")
+    of_models, of_folders = ("given", "told", "set"), ("reference", "seam_period", "seam_first")
     for option in (*of_models, *of_folders):
         only_files = option in of_folders
         if getattr(args, option) and only_files != of_files:
@@ -232,7 +232,9 @@ def evaluate_model(args: argparse.Namespace) -> None:
         system = api.configure(api.load(args.source, device), parse_settings(args.set))
         count = args.videos or max(1, protocol.fake_videos // args.samples) * args.samples
         frames = args.frames or protocol.frames
-        source = ModelSource(system, library, count, frames, args.seed, protocol.to_bytes, args.samples, args.given)
+        source = ModelSource(
+            system, library, count, frames, args.seed, protocol.to_bytes, args.samples, args.given, told=args.told
+        )
     else:
         real = Path(args.reference) if args.reference else None
         source = FolderSource(

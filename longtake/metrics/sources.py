@@ -6,7 +6,7 @@ import hashlib
 import shutil
 import tempfile
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +23,7 @@ from longtake.errors import UserError
 from longtake.metrics.extractors.base import file_hash
 from longtake.metrics.real import RATE_TOLERANCE, clip_of
 from longtake.metrics.seam import first_join
+from longtake.metrics.told import kinds_told, write_told
 from longtake.story import Entry, Story
 from longtake.systems.base import System
 from longtake.systems.folder import inference_state, weights_hash
@@ -80,6 +81,7 @@ class ModelSource:
         split: where conditions come from.
         given: so many first frames of the test video are given; what follows is measured, and compared with what
             really follows if test videos are long enough.
+        told: "audio" and "states" of the test video that the model is told beside what it requires.
     """
 
     def __init__(
@@ -93,6 +95,7 @@ class ModelSource:
         per_condition: int = 1,
         given: int = 0,
         split: str = "test",
+        told: Sequence[str] = (),
     ):
         _check_division(count, per_condition)
         self.system, self.library, self.split = system, library, split
@@ -112,30 +115,58 @@ class ModelSource:
                 "loop.evaluation.given), for example 16",
                 code=2,
             )
+        self.told = kinds_told(system, library, told)
+        if given or self.told:
+            self.folder = Path(tempfile.mkdtemp(prefix="longtake-given-"))
+            weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
+        if self.told:
+            rows = self._tellers(rows, given + self.frames)
         if "source_video" in system.requires:
             rows = self._long_enough(rows, seed)
         if given:
-            folder = Path(tempfile.mkdtemp(prefix="longtake-given-"))
-            weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
-            rows = self._givers(rows, given, folder, seed)
+            rows = self._givers(rows, given, seed)
         if self.given and self.seam_period:  # what is measured begins after the given frames
             self.seam_first = first_join(self.seam_period, self.seam_first, self.given)
         conditions = count // per_condition
         self.rows = [rows[i // per_condition * len(rows) // conditions] for i in range(count)]
         if given:
-            shown = {row: write_first(library, row, given, self.size, folder) for row in sorted(set(self.rows))}
-        stories = [_story(system, library, r, self.given + self.frames, seed + i) for i, r in enumerate(self.rows)]
+            shown = {
+                row: write_first(library, row, given, self.size, self.folder) for row in sorted(set(self.rows))
+            }
+        stories = [self._story(row, self.given + self.frames, seed + i) for i, row in enumerate(self.rows)]
         self.stories = [
             system.check(replace(story, first_frames=shown.get(row)))
             for story, row in zip(stories, self.rows, strict=True)
         ]
+
+    def _story(self, row: int, frames: int, seed: int) -> Story:
+        """A story with the conditions of one test video."""
+        system, library, item = self.system, self.library, self.library.rows[row]
+        timeline = _prompts(item, frames / system.info.fps) if "prompt" in system.accepts else []
+        if "label" in system.accepts and item.label in system.info.classes:
+            timeline = [Entry(label=item.label), *timeline]
+        if self.told:
+            timeline = [Entry(**write_told(system, library, row, frames, self.told, self.folder)), *timeline]
+        source = str(library.path / item.file) if "source_video" in system.requires else None
+        return Story(frames=frames, seed=seed, source_video=source, timeline=tuple(timeline))
+
+    def _tellers(self, rows: list[int], frames: int) -> list[int]:
+        """Those of the videos that are so long."""
+        found = [row for row in rows if self.library.rows[row].frames >= frames]
+        if not found:
+            kinds = " and ".join(self.told)
+            raise UserError(
+                f"{self.library.path} has no {self.split} video of {frames} frames, whose {kinds} could be told; "
+                "ask for fewer --frames"
+            )
+        return found
 
     def _long_enough(self, rows: list[int], seed: int) -> list[int]:
         """Those of the videos that the system can re-create so much of."""
         found, reason = [], None
         for row in rows:
             try:
-                self.system.check(_story(self.system, self.library, row, self.frames, seed))
+                self.system.check(self._story(row, self.frames, seed))
             except UserError as error:
                 reason = error
             else:
@@ -144,7 +175,7 @@ class ModelSource:
             raise reason
         return found
 
-    def _givers(self, rows: list[int], given: int, folder: Path, seed: int) -> list[int]:
+    def _givers(self, rows: list[int], given: int, seed: int) -> list[int]:
         """The videos whose first frames are given: those that can be compared with what follows, if there are any.
 
         Sets how many frames the system makes of the given ones (whole latent slices), and whether to compare.
@@ -160,10 +191,9 @@ class ModelSource:
         rows = [row for row in rows if library.rows[row].frames >= given]
         if not rows:
             raise UserError(f"{library.path} has no {self.split} video of {given} frames to give the first of", 2)
-        told = _story(system, library, rows[0], given + self.frames, seed)
-        self.given = system.seen_frames(
-            [system.check(replace(told, first_frames=write_first(library, rows[0], given, self.size, folder)))]
-        )
+        told = self._story(rows[0], given + self.frames, seed)
+        first = write_first(library, rows[0], given, self.size, self.folder)
+        self.given = system.seen_frames([system.check(replace(told, first_frames=first))])
         long = [row for row in rows if library.rows[row].frames >= max(given, self.given) + self.frames]
         self.compared = bool(long)
         return long or rows
@@ -180,6 +210,7 @@ class ModelSource:
             "prompts": [[e.prompt for e in s.timeline if e.prompt is not None] for s in self.stories],
             "given_frames": self.given,
             "sees_test_video": "source_video" in self.system.requires,
+            **({"told": list(self.told)} if self.told else {}),
         }
 
     def stream(self, numbers: range) -> Iterator[list[np.ndarray]]:
@@ -208,19 +239,6 @@ def _check_division(count: int, per_condition: int) -> None:
         raise UserError(
             f"{count} videos do not divide into {per_condition} a condition; choose --videos a multiple of it", 2
         )
-
-
-def _story(system: System, library: Library, row: int, frames: int, seed: int) -> Story:
-    """A story with the conditions of one test video."""
-    item = library.rows[row]
-    story = Story(frames=frames, seed=seed)
-    timeline = _prompts(item, frames / system.info.fps) if "prompt" in system.accepts else []
-    if "label" in system.accepts and item.label in system.info.classes:
-        timeline = [Entry(label=item.label), *timeline]
-    story = replace(story, timeline=tuple(timeline))
-    if "source_video" in system.requires:
-        story = replace(story, source_video=str(library.path / item.file))
-    return story
 
 
 def _prompts(item: Row, seconds: float) -> list[Entry]:

@@ -36,6 +36,7 @@ OWN = {
     "torch",
     "conditions_from",
     "given_frames",
+    "told",
     "sees_test_video",
     "lpips",
 }
@@ -175,6 +176,7 @@ def _given(protocol: dict[str, Any]) -> str:
     told += ["class"] if any(label is not None for label in protocol.get("labels") or ()) else []
     told += ["text"] if any(any(prompts) for prompts in protocol.get("prompts") or ()) else []
     told += [f"first frames: {escape(str(protocol['given_frames']))}"] if protocol.get("given_frames") else []
+    told += [escape(str(kind)) for kind in protocol.get("told") or ()]
     source = str(protocol.get("conditions_from") or "test")
     told += [f"from the {escape(source)}"] if told and not source.startswith("test") else []
     return ", ".join(told) or "nothing"

@@ -49,6 +49,7 @@ class TATS(System):
         self.settings = TATSSettings()
         asked = {"label": ["label"], "text": ["prompt"], "audio": ["audio"]}.get(config.prior.condition, [])
         self.accepts = frozenset({"first_frames", "cut", *asked})
+        self.requires = frozenset({"audio"} & set(asked))
         frames = config.frames
         if frames % config.vqgan.compression[0] or any(
             s % c for s, c in zip(config.size, config.vqgan.compression[1:], strict=True)

@@ -1,0 +1,53 @@
+"""What test videos sound like and how things move in them, as files for the stories of an evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+from longtake.data import video
+from longtake.data.library import Library
+from longtake.errors import UserError
+from longtake.systems.base import System
+
+KINDS = ("audio", "states")
+
+
+def kinds_told(system: System, library: Library, asked: Iterable[str]) -> tuple[str, ...]:
+    """The kinds that the model is told: those it requires, and those that are asked for.
+
+    Raises:
+        UserError: the model does not take one of them, the library has none, or runs at another rate.
+    """
+    kinds = tuple(kind for kind in KINDS if kind in system.requires or kind in asked)
+    for kind in kinds:
+        if kind not in system.accepts | system.requires:
+            raise UserError(f"{system.name} takes no {kind} here; leave --told {kind} out", code=2)
+        if kind not in library.header.conditions:
+            raise UserError(
+                f"{library.path} has no {kind} that {system.name} could be told; choose another library"
+            )
+    if kinds and abs(library.fps / system.info.fps - 1) > 1e-3:
+        raise UserError(
+            f"{library.path} has {library.fps:g} frames a second and the model {system.info.fps:g}, so what it "
+            f"is told would not fit; prepare the library with --fps {system.info.fps:g}"
+        )
+    return kinds
+
+
+def write_told(system: System, library: Library, row: int, frames: int, kinds: Iterable[str], folder: Path) -> dict:
+    """The first `frames` frames' sound and states of a video as files; their paths by kind."""
+    paths = {}
+    for kind in kinds:
+        path = folder / (f"{row}.flac" if kind == "audio" else f"{row}.npy")
+        if not path.exists() and kind == "audio":
+            wave = library.audio(row)[:frames]
+            video.write_audio(path, wave.reshape(-1), round(wave.shape[1] * library.fps))
+        elif not path.exists():
+            names = getattr(system, "state_names", library.header.state_names)
+            columns = [library.header.state_names.index(name) for name in names]
+            np.save(path, library.states(row)[:frames, columns])
+        paths[kind] = str(path)
+    return paths
