@@ -33,7 +33,8 @@ def list_systems() -> None:
         cls = system_class(name)
         if not issubclass(cls, System):
             continue
-        longest = "any length" if cls.max_frames is None else f"{cls.max_frames} frames"
+        bounded = "its source video" if "source_video" in cls.requires else "any length"
+        longest = bounded if cls.max_frames is None else f"{cls.max_frames} frames"
         accepts = ", ".join([*sorted(cls.accepts), *(["any frame rate"] if cls.any_fps else [])]) or "-"
         requires = ", ".join(sorted(cls.requires)) or "-"
         table.add_row(name, accepts, requires, longest, ", ".join(cls.sizes))
