@@ -1,7 +1,8 @@
 """Pictures of CCVS on held-out clips: reconstruction, prediction, point to point, two trajectories from one frame.
 
-With the models that `ccvs_ablation.py` trains (arms base, end and states; the same options). A game has up to seven
-rows, frames 1, 5, 9 ... from left to right; the first frame is given:
+With the models that `ccvs_ablation.py` trains (arms base, end and states; the same options), on the clip of each
+game whose own trajectory is farthest from the next clip's. A game has up to seven rows, frames 1, 5, 9 ... from left
+to right; the first frame is given:
 
 1. the real clip; 2. predicted from its first frame;
 3. the real clip of 16 frames, all of them; 4. made from its first frame towards its last;
@@ -84,14 +85,25 @@ def rows_of(clip: Clip, other: Clip, args: argparse.Namespace, scratch: Path) ->
     return rows + (steered(clip, other, args, scratch) if "states" in args.kinds else [])
 
 
+def turned_most(clips: list[Clip], label: str | None) -> int:
+    """The clip of a game that has the longest way to go to another clip's trajectory."""
+
+    def way(i: int) -> float:
+        own = clips[i].states
+        return float(np.linalg.norm(towards(own, clips[another(clips, i)].states) - own, axis=1).mean())
+
+    return max((i for i, clip in enumerate(clips) if clip.label == label), key=way)
+
+
 def main() -> None:
     parser = options(__doc__ or "")
     parser.add_argument("--pictures", help="where they are written (default: --output)")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS, help="of rows (default: all)")
     args = parser.parse_args()
     clips, folder = held_out(args, FRAMES, 6), Path(args.pictures or args.output)
-    first = {clip.label: i for i, clip in reversed(list(enumerate(clips)))}
-    games = sorted(first.items(), key=lambda pair: str(pair[0]))
+    games = sorted(
+        {clip.label: turned_most(clips, clip.label) for clip in clips}.items(), key=lambda pair: str(pair[0])
+    )
 
     def write(name: str, rows: list[np.ndarray]) -> None:
         video.write_png(folder / f"ccvs-{name}.png", video.contact_sheet(np.concatenate(rows), columns=8))
