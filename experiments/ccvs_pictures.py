@@ -1,8 +1,8 @@
 """Pictures of CCVS on held-out clips: reconstruction, prediction, point to point, two trajectories from one frame.
 
 With the models that `ccvs_ablation.py` trains (arms base, end and states; the same options), on the clip of each
-game whose own trajectory is farthest from the next clip's. A game has up to seven rows, frames 1, 5, 9 ... from left
-to right; the first frame is given:
+game whose own trajectory is farthest from the next clip's. A game has up to seven rows, frames 1, 5, 9 ... from
+left to right; the first frame is given:
 
 1. the real clip; 2. predicted from its first frame;
 3. the real clip of 16 frames, all of them; 4. made from its first frame towards its last;
