@@ -66,7 +66,7 @@ def test_logits_are_the_official_ones(case, dtype):
 class Losses:
     """As much of the system as its losses need."""
 
-    opening, device = CCVS.opening, torch.device("cpu")
+    opening, device, config = CCVS.opening, torch.device("cpu"), SIZES["paper"]
 
     def __init__(self, prior: AnnotatedTransformer):
         self.prior, self.layout = prior, prior.layout
