@@ -8,7 +8,7 @@ from ccvs_parts import autoencoder, part
 from goldens import Golden
 
 from longtake.systems.ccvs.autoencoder import Autoencoder
-from longtake.systems.ccvs.config import CCVSSettings
+from longtake.systems.ccvs.config import SIZES, CCVSSettings
 from longtake.systems.ccvs.names import codebook_state, layers_state, transformer_state
 from longtake.systems.ccvs.rollout import ImageSpace
 from longtake.systems.ccvs.sampling import FrameRegressor, FrameSampler, Opening
