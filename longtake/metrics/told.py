@@ -29,12 +29,20 @@ def kinds_told(system: System, library: Library, asked: Iterable[str]) -> tuple[
             raise UserError(
                 f"{library.path} has no {kind} that {system.name} could be told; choose another library"
             )
+    missing = set(names_told(system, library)) - set(library.header.state_names)
+    if "states" in kinds and missing:
+        raise UserError(f"{library.path} has no states {', '.join(sorted(missing))}, which {system.name} follows")
     if kinds and abs(library.fps / system.info.fps - 1) > 1e-3:
         raise UserError(
             f"{library.path} has {library.fps:g} frames a second and the model {system.info.fps:g}, so what it "
             f"is told would not fit; prepare the library with --fps {system.info.fps:g}"
         )
     return kinds
+
+
+def names_told(system: System, library: Library) -> tuple[str, ...]:
+    """The states that the model follows."""
+    return getattr(system, "state_names", library.header.state_names)
 
 
 def write_told(system: System, library: Library, row: int, frames: int, kinds: Iterable[str], folder: Path) -> dict:
@@ -46,8 +54,7 @@ def write_told(system: System, library: Library, row: int, frames: int, kinds: I
             wave = library.audio(row)[:frames]
             video.write_audio(path, wave.reshape(-1), round(wave.shape[1] * library.fps))
         elif not path.exists():
-            names = getattr(system, "state_names", library.header.state_names)
-            columns = [library.header.state_names.index(name) for name in names]
+            columns = [library.header.state_names.index(name) for name in names_told(system, library)]
             np.save(path, library.states(row)[:frames, columns])
         paths[kind] = str(path)
     return paths

@@ -88,6 +88,8 @@ def test_what_cannot_be_told_is_refused(library, tmp_path):
         ModelSource(model(library), library, 2, 50, 0, "round", told=["states"])
     with pytest.raises(UserError, match="takes no states here; leave --told states out"):
         ModelSource(model(library, accepts=frozenset()), library, 2, 30, 0, "round", told=["states"])
+    with pytest.raises(UserError, match="has no states z, which"):
+        ModelSource(model(library, state_names=("y", "z")), library, 2, 30, 0, "round", told=["states"])
     faster = model(library)
     faster.info = replace(faster.info, fps=20.0)
     with pytest.raises(UserError, match="prepare the library with --fps 20"):
