@@ -299,6 +299,31 @@ def table(folder: Path) -> str:
     return "\n".join(lines)
 
 
+def plot(records: list[dict], path: Path) -> None:
+    """Curves of the measure "long", baselines dotted."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    if not records:
+        return
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4))
+    for axis, key, title in zip(axes, ("fvd", "motion"), ("distance to real clips", "motion"), strict=True):
+        for row in records[0]:
+            curve = np.mean([np.atleast_1d(rows[row][key]) for rows in records], 0)
+            frames = np.arange(len(curve)) * PREDICTED
+            if len(curve) > 1:
+                axis.plot(frames, curve, label=row)
+            else:
+                axis.axhline(curve[0], ls=":", color="grey")
+                axis.annotate(row, (0, curve[0]), fontsize=8)
+        axis.set(title=title, xlabel="frame")
+    axes[0].legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(path, dpi=100)
+
+
 def run(name: str, args: argparse.Namespace) -> None:
     """One measure: what its record lacks, then the record anew."""
     path = Path(args.output) / f"{name}-seed{args.seed}.json"
@@ -322,6 +347,7 @@ def main() -> None:
     parser.add_argument("--arms", nargs="+", default=[], help="more arms to train and to measure")
     parser.add_argument("--measures", nargs="+", choices=list(MEASURES), default=list(MEASURES))
     parser.add_argument("--table", action="store_true", help="only rewrite docs/results")
+    parser.add_argument("--name", default="ccvs_ablation", help="of the files in docs/results")
     args = parser.parse_args()
     folder = Path(args.output)
     if not args.table:
@@ -333,7 +359,8 @@ def main() -> None:
             run(name, args)
     if args.table:
         known = [measured(folder, name) for name in MEASURES]
-        publish(RESULTS / "ccvs_ablation.json", {stem: record for one in known for stem, record in one.items()})
+        publish(RESULTS / f"{args.name}.json", {stem: record for one in known for stem, record in one.items()})
+        plot([r["rows"] for r in measured(folder, "long").values()], RESULTS / f"{args.name}_long.png")
     print(table(folder))
 
 

@@ -204,3 +204,11 @@ def test_controls_sound_and_long_videos_are_measured(script, tmp_path, monkeypat
     assert (fake.settings.state_top_k, fake.settings.keep_first) == (100, 8)
     assert len(rows["long"]["base, context 15"]["fvd"]) == 32
     assert rows["long"]["real"]["motion"] > rows["long"][held]["motion"] == 0
+
+
+def test_curves_are_drawn_where_there_are_any(script, tmp_path):
+    script.plot([], tmp_path / "none.png")
+    assert not (tmp_path / "none.png").exists()
+    rows = {"base, context 0": {"fvd": [1.0, 2.0], "motion": [0.1, 0.2]}, "real": {"fvd": 0.0, "motion": 0.1}}
+    script.plot([rows, rows], tmp_path / "some.png")
+    assert (tmp_path / "some.png").stat().st_size > 5000
