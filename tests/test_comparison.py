@@ -83,7 +83,7 @@ def test_the_queue_goes_on_where_it_stopped_and_mixes_nothing(tmp_path):
     records = json.loads((out / "comparison.json").read_text())
     assert set(records) == {"stylegan_v", "encgan3", "frozen", "mean"}
     assert {"seconds", "peak_mib"} <= set(records["stylegan_v"]["timed"])
-    assert records["encgan3"]["timed"] == {"options": {"long": 96}}  # single clips
+    assert "seconds" not in records["encgan3"]["timed"]  # single clips
     spent = sum(records["encgan3"]["trained"]["pflop"].values())
     assert 0 < spent < 1e-4
     other = run("--data", str(data), *few, "--pflop", "2e-6")
