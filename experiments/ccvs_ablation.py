@@ -301,13 +301,13 @@ def table(folder: Path) -> str:
 
 def plot(records: list[dict], path: Path) -> None:
     """Curves of the measure "long", baselines dotted."""
+    if not records:
+        return
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    if not records:
-        return
     figure, axes = plt.subplots(1, 2, figsize=(11, 4))
     for axis, key, title in zip(axes, ("fvd", "motion"), ("distance to real clips", "motion"), strict=True):
         for row in records[0]:
@@ -327,13 +327,18 @@ def plot(records: list[dict], path: Path) -> None:
 def run(name: str, args: argparse.Namespace) -> None:
     """One measure: what its record lacks, then the record anew."""
     path = Path(args.output) / f"{name}-seed{args.seed}.json"
-    trained = ("autoencoder_steps", "autoencoder_batch", "prior_steps", "prior_batch", "precision")
+    trained = (
+        "autoencoder_steps",
+        "autoencoder_batch",
+        "prior_steps",
+        "prior_batch",
+        "annotation_weight",
+        "precision",
+    )
     options = {n: getattr(args, n) for n in ("seed", "clips", "top_k", *trained)} | {
         "library": Library(args.data).hash
     }
     options["held_out"] = Library(args.held_out or args.data).hash
-    if args.annotation_weight != 1:  # records of before there was a choice have no word of it
-        options["annotation_weight"] = args.annotation_weight
     rows = once(path, options, lambda: {"rows": {}})["rows"]
     if rows and name not in GROWING:
         return

@@ -16,7 +16,6 @@ One more sheet has three rows a game: the real clip, and from its codes without 
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 from pathlib import Path
 
@@ -26,10 +25,12 @@ from ccvs_models import SIZE, Clip, another, held_out, options, predict, towards
 
 from longtake.data import video
 from longtake.data.batch import to_float, to_uint8
+from longtake.systems.ccvs.system import CCVS
 
 FRAMES, POINT, SCALE = 32, 16, 3
 SHOWN = slice(0, FRAMES, FRAMES // 8)
-KINDS = ("reconstruction", "prediction", "end", "states")
+KINDS = {"reconstruction": "base", "prediction": "base", "end": "end", "states": "states"}
+"""Kinds of rows, and the arm that makes each."""
 
 
 def marked(frames: np.ndarray, places: np.ndarray) -> np.ndarray:
@@ -46,27 +47,27 @@ def enlarged(frames: np.ndarray) -> np.ndarray:
     return frames.repeat(SCALE, 1).repeat(SCALE, 2)
 
 
-def reconstructed(clip: Clip, args: argparse.Namespace) -> list[np.ndarray]:
+def reconstructed(system: CCVS, clip: Clip) -> list[np.ndarray]:
     """The clip, decoded without context, and with all of it."""
-    system, real = train("base", args), to_float(clip.frames)[None]
+    real = to_float(clip.frames)[None]
     made = [decoded(system, real, context) for context in (0, system.config.autoencoder.context)]
     return [enlarged(frames[SHOWN]) for frames in (clip.frames, *(to_uint8(one[0]) for one in made))]
 
 
-def predicted(clip: Clip, args: argparse.Namespace, scratch: Path) -> list[np.ndarray]:
-    made = predict(train("base", args), [clip], 1, FRAMES, scratch)[0]
+def predicted(system: CCVS, clip: Clip, scratch: Path) -> list[np.ndarray]:
+    made = predict(system, [clip], 1, FRAMES, scratch)[0]
     return [enlarged(clip.frames[SHOWN]), enlarged(made[SHOWN])]
 
 
-def towards_the_end(clip: Clip, args: argparse.Namespace, scratch: Path) -> list[np.ndarray]:
+def towards_the_end(system: CCVS, clip: Clip, scratch: Path) -> list[np.ndarray]:
     short = Clip(clip.frames[:POINT], clip.label, clip.states[:POINT], clip.sound[:POINT])
-    made = predict(train("end", args), [short], 1, POINT, scratch, end=True)[0]
+    made = predict(system, [short], 1, POINT, scratch, end=True)[0]
     ends = np.linspace(0, POINT - 1, 8).round().astype(int)  # the first and the last among them
     return [enlarged(short.frames[ends]), enlarged(made[ends])]
 
 
-def steered(clip: Clip, other: Clip, args: argparse.Namespace, scratch: Path) -> list[np.ndarray]:
-    system, turned = train("states", args), towards(clip.states, other.states)
+def steered(system: CCVS, clip: Clip, other: Clip, scratch: Path) -> list[np.ndarray]:
+    turned = towards(clip.states, other.states)
     own, moved = (
         predict(system, [clip._replace(states=states)], 1, FRAMES, scratch, states=True)[0]
         for states in (clip.states, turned)
@@ -78,11 +79,15 @@ def steered(clip: Clip, other: Clip, args: argparse.Namespace, scratch: Path) ->
     ]
 
 
-def rows_of(clip: Clip, other: Clip, args: argparse.Namespace, scratch: Path) -> list[np.ndarray]:
-    """The rows of one game, 8 frames each."""
-    rows = predicted(clip, args, scratch) if "prediction" in args.kinds else [enlarged(clip.frames[SHOWN])]
-    rows += towards_the_end(clip, args, scratch) if "end" in args.kinds else []
-    return rows + (steered(clip, other, args, scratch) if "states" in args.kinds else [])
+def rows_of(systems: dict[str, CCVS], clip: Clip, other: Clip, scratch: Path) -> list[np.ndarray]:
+    """The rows of one game, 8 frames each, of the systems by kind that there are."""
+    made = (
+        predicted(systems["prediction"], clip, scratch)
+        if "prediction" in systems
+        else [enlarged(clip.frames[SHOWN])]
+    )
+    made += towards_the_end(systems["end"], clip, scratch) if "end" in systems else []
+    return made + (steered(systems["states"], clip, other, scratch) if "states" in systems else [])
 
 
 def turned_most(clips: list[Clip], label: str | None) -> int:
@@ -98,7 +103,9 @@ def turned_most(clips: list[Clip], label: str | None) -> int:
 def main() -> None:
     parser = options(__doc__ or "")
     parser.add_argument("--pictures", help="where they are written (default: --output)")
-    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS, help="of rows (default: all)")
+    parser.add_argument(
+        "--kinds", nargs="+", choices=list(KINDS), default=list(KINDS), help="of rows (default: all)"
+    )
     args = parser.parse_args()
     clips, folder = held_out(args, FRAMES, 6), Path(args.pictures or args.output)
     games = sorted(
@@ -108,13 +115,17 @@ def main() -> None:
     def write(name: str, rows: list[np.ndarray]) -> None:
         video.write_png(folder / f"ccvs-{name}.png", video.contact_sheet(np.concatenate(rows), columns=8))
 
+    models = {arm: train(arm, args) for arm in {KINDS[kind] for kind in args.kinds}}
+    systems = {kind: models[KINDS[kind]] for kind in args.kinds}
     if "reconstruction" in args.kinds:
-        write("reconstruction", [row for _, i in games for row in reconstructed(clips[i], args)])
+        write(
+            "reconstruction", [row for _, i in games for row in reconstructed(systems["reconstruction"], clips[i])]
+        )
     if set(args.kinds) == {"reconstruction"}:
         return
     with tempfile.TemporaryDirectory() as scratch:
         for label, i in games:
-            write(label or "clips", rows_of(clips[i], clips[another(clips, i)], args, Path(scratch)))
+            write(label or "clips", rows_of(systems, clips[i], clips[another(clips, i)], Path(scratch)))
 
 
 if __name__ == "__main__":

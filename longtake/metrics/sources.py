@@ -23,7 +23,7 @@ from longtake.errors import UserError
 from longtake.metrics.extractors.base import file_hash
 from longtake.metrics.real import RATE_TOLERANCE, clip_of
 from longtake.metrics.seam import first_join
-from longtake.metrics.told import kinds_told, write_told
+from longtake.metrics.told import check_rate, kinds_told, write_told
 from longtake.story import Entry, Story
 from longtake.systems.base import System
 from longtake.systems.folder import inference_state, weights_hash
@@ -183,11 +183,7 @@ class ModelSource:
         system, library = self.system, self.library
         if "first_frames" not in system.accepts | system.requires:
             raise UserError(f"{system.name} takes no first frames; leave --given out", code=2)
-        if abs(library.fps / self.fps - 1) > 1e-3:
-            raise UserError(
-                f"{library.path} has {library.fps:g} frames a second and the model {self.fps:g}, so what is given "
-                f"would not fit; prepare the library with --fps {self.fps:g}"
-            )
+        check_rate(system, library, "given")
         rows = [row for row in rows if library.rows[row].frames >= given]
         if not rows:
             raise UserError(f"{library.path} has no {self.split} video of {given} frames to give the first of", 2)

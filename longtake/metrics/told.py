@@ -32,12 +32,22 @@ def kinds_told(system: System, library: Library, asked: Iterable[str]) -> tuple[
     missing = set(names_told(system, library)) - set(library.header.state_names)
     if "states" in kinds and missing:
         raise UserError(f"{library.path} has no states {', '.join(sorted(missing))}, which {system.name} follows")
-    if kinds and abs(library.fps / system.info.fps - 1) > 1e-3:
-        raise UserError(
-            f"{library.path} has {library.fps:g} frames a second and the model {system.info.fps:g}, so what it "
-            f"is told would not fit; prepare the library with --fps {system.info.fps:g}"
-        )
+    if kinds:
+        check_rate(system, library, "told")
     return kinds
+
+
+def check_rate(system: System, library: Library, what: str) -> None:
+    """Whether frames of the library last as long as the model's, so that what is given or told fits.
+
+    Raises:
+        UserError: they do not.
+    """
+    if abs(library.fps / system.info.fps - 1) > 1e-3:
+        raise UserError(
+            f"{library.path} has {library.fps:g} frames a second and the model {system.info.fps:g}, so what is "
+            f"{what} would not fit; prepare the library with --fps {system.info.fps:g}"
+        )
 
 
 def names_told(system: System, library: Library) -> tuple[str, ...]:
